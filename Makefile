@@ -1,0 +1,51 @@
+# make run     execute the notebooks headlessly into outputs/   (MODEL=reference NOTEBOOKS=01,03 ARGS=--fresh)
+# make test    the tests                                        (ARGS="-k scenes")
+# make lab     JupyterLab on the notebooks
+# make lint    ruff over the code
+# make clean   remove .venv and caches; outputs/ stays
+#
+# Each sets up .venv first when that is missing or older than pyproject.toml and constraints.txt. Works with GNU make 3.81.
+# PYTHON=python3.12 chooses the interpreter; CONSTRAINTS=/dev/null takes any versions pyproject.toml allows.
+
+# the first of these that is new enough (3.11, as pyproject.toml says)
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+CONSTRAINTS ?= constraints.txt
+VENV := .venv
+READY := $(VENV)/.ready
+BIN := $(VENV)/bin
+
+.PHONY: help run test lab lint clean
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile | sed '/^$$/,$$d'
+
+run: $(READY)
+	@echo "Running the notebooks into outputs/ (a few minutes on two CPU cores; what is up to date is skipped)."
+	@$(BIN)/python -m lib.run $(if $(MODEL),--model '$(MODEL)') $(if $(NOTEBOOKS),--notebooks '$(NOTEBOOKS)') $(ARGS)
+
+test: $(READY)
+	@echo "Running the tests (several minutes on two CPU cores)."
+	@$(BIN)/python -m pytest $(ARGS)
+
+lab: $(READY)
+	@echo "Opening JupyterLab on notebooks/; Ctrl-C stops it."
+	@$(BIN)/jupyter lab notebooks $(ARGS)
+
+lint: $(READY)
+	@$(BIN)/ruff check . $(ARGS)
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp is written last, so a set-up that was interrupted is taken up again.
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" && $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "error: Python 3.11 or newer is needed: install it, or name it with make PYTHON=/path/to/python3.11" >&2; \
+		exit 2; }
+	@echo "Setting up $(VENV) with $$($(PYTHON) --version) and the pinned packages (once; some minutes, mostly PyTorch)."
+	@$(PYTHON) -m venv $(VENV) || { \
+		echo "error: no virtual environment; on Debian or Ubuntu install the package python3-venv" >&2; exit 2; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]' -c $(CONSTRAINTS)
+	@touch $@

@@ -1,0 +1,33 @@
+"""The one error a reader is meant to see: a sentence that says what is wrong and what to do about it."""
+
+import sys
+from contextlib import contextmanager
+from difflib import get_close_matches
+
+
+class UserError(Exception):
+    """Bad input or a bad environment, told in one sentence with the remedy."""
+
+
+def unknown(kind: str, name: str, known, besides: str = "") -> UserError:
+    """The error for a name that is not among `known`, with the closest known name as a suggestion.
+
+    `besides` names what else would have been accepted.
+    """
+    known = sorted(known)
+    close = get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return UserError(f"unknown {kind} {name!r}: {hint}known are {', '.join(known) or 'none'}{besides}")
+
+
+@contextmanager
+def cli():
+    """Around a command's main: a UserError becomes one line on stderr and exit code 2, Ctrl-C code 130."""
+    try:
+        yield
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped; what was finished is kept, run the same command again to continue", file=sys.stderr)
+        sys.exit(130)

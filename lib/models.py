@@ -1,0 +1,132 @@
+"""Which models there are and where they lie: shipped ones, the user's own folders, known checkpoints.
+
+Free of torch, so that a misspelt name or a truncated file is refused in a second.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from lib.errors import UserError, unknown
+from lib.paths import MODELS, files_digest, model_name, show
+
+SOURCES = {".json", ".safetensors", ".txt", ".model", ".jinja"}  # the files a model's answers depend on
+RESTORE = "restore them (git checkout, or copy them again)"
+EDGE = 1 << 20  # of files larger than 64 of these, digests see only the two ends and the size
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model: the `name` its results go by, and the `argument` notebooks and loaders take for it."""
+
+    name: str
+    argument: str  # a shipped name, an absolute folder or a known short name
+    source: str  # the folder or hub id to load from
+    digest: str  # changes when the model does
+
+
+def checkpoints() -> dict[str, str]:
+    """Short name -> hub id of the checkpoints the adapter knows."""
+    try:
+        from lib.families import CHECKPOINTS
+    except ImportError:
+        return {}
+    return dict(CHECKPOINTS)
+
+
+def shipped(folder: Path = MODELS) -> dict[str, Path]:
+    return {config.parent.name: config.parent for config in sorted(folder.glob("*/config.json"))}
+
+
+def known_models(folder: Path = MODELS) -> dict[str, str]:
+    """Every name `find_model` knows, with where it comes from."""
+    return {name: show(path) for name, path in shipped(folder).items()} | checkpoints()
+
+
+def find_model(spec: str, folder: Path = MODELS) -> Model:
+    """The model meant by a name or a path, its weights checked; UserError if absent or damaged."""
+    own, hub = shipped(folder), checkpoints()
+    if spec in own:
+        return Model(spec, spec, str(own[spec]), folder_digest(own[spec]))
+    if spec in hub:
+        return Model(spec, spec, hub[spec], hub_digest(hub[spec]))
+    path = Path(spec).expanduser().resolve()
+    if not path.is_dir():
+        raise unknown("model", spec, {**own, **hub}, besides=", or a path to a folder with config.json")
+    if not (path / "config.json").is_file():
+        raise UserError(
+            f"{spec} is not a model folder: one saved by save_pretrained, with config.json, is needed"
+        )
+    name = model_name(spec)
+    if name in hub or (name in own and own[name].resolve() != path):
+        raise UserError(
+            f"the folder {spec} has the name of a known model: rename it, results go by that name"
+        )
+    return Model(name, name if name in own else str(path), str(path), folder_digest(path))
+
+
+def folder_digest(folder: Path) -> str:
+    """Digest of a model folder, after a check that its weights are there and whole."""
+    check_weights(folder)
+    return _files_digest(
+        tuple((path.name, *_stat(path)) for path in sorted(folder.iterdir()) if path.suffix in SOURCES),
+        folder,
+    )
+
+
+def _stat(path: Path) -> tuple[int, int]:
+    return path.stat().st_size, path.stat().st_mtime_ns
+
+
+@cache  # asked for once per notebook of a run; a changed size or time asks again
+def _files_digest(listing: tuple, folder: Path) -> str:
+    large = {name: size for name, size, _ in listing if size > 64 * EDGE}
+    digest = hashlib.sha256(files_digest({n: folder / n for n, *_ in listing if n not in large}).encode())
+    for name, size in large.items():
+        with open(folder / name, "rb") as file:
+            digest.update(f"{name} {size}".encode() + file.read(EDGE))
+            file.seek(-EDGE, os.SEEK_END)
+            digest.update(file.read())
+    return digest.hexdigest()
+
+
+def hub_digest(hub_id: str) -> str:
+    """Hub id and, once downloaded, the revision in the local cache (the loader checks those files itself)."""
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(hub_id, "config.json")
+    return f"{hub_id}@{Path(config).parent.name}" if isinstance(config, str) else hub_id
+
+
+def check_weights(folder: Path) -> None:
+    """Compare every safetensors file's size with what its header promises; cheap, reads headers only."""
+    index = folder / "model.safetensors.index.json"
+    try:
+        names = {"model.safetensors"}
+        if index.is_file():
+            names = set(json.loads(index.read_bytes())["weight_map"].values())
+    except (ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"{show(index)} is corrupt: fetch it again") from error
+    for name in sorted(names):
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"the weights {show(path)} are missing: {RESTORE}")
+        if path.stat().st_size != promised_size(path):
+            raise UserError(f"the weights {show(path)} are truncated or corrupt: {RESTORE}")
+
+
+def promised_size(path: Path) -> int:
+    """Size of a safetensors file according to its header; -1 where that is no header."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > path.stat().st_size:
+            return -1
+        try:
+            header = json.loads(file.read(length))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return -1
+    return 8 + length + max(ends, default=0)

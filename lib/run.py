@@ -1,0 +1,310 @@
+"""Run the notebooks headlessly: `python -m lib.run --model reference --notebooks 01,03 -p seed=1`.
+
+Everything that can be wrong with a call is refused before the first notebook starts. Each notebook that
+finishes leaves an executed copy in outputs/<model>/notebooks/ and a stamp in outputs/<model>/runs/ that says
+what it was made from; the next call skips what is there and still matches. Exit codes: 0 all well, 1 a
+notebook failed (or --verify found something stale), 2 bad input.
+"""
+
+import argparse
+import ast
+import json
+import os
+import re
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from lib import paths
+from lib.errors import UserError, cli, unknown
+from lib.models import Model, find_model, known_models
+from lib.notebooks import Notebook, choose_notebooks, tidy, write_notebook
+from lib.paths import show
+
+# Parameters given on the command line
+
+
+def read_value(text: str, default):
+    """`text` as a value of the same type as `default`; UserError where that cannot be."""
+    try:
+        value = ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        value = {"true": True, "false": False, "null": None}.get(text, text)
+    if isinstance(default, str) and not isinstance(value, str):
+        return text  # -p name=12 means the word "12" where a word is wanted
+    fits = (
+        default is None
+        or type(value) is type(default)
+        or (isinstance(default, float) and type(value) is int)
+        or (isinstance(default, (list, tuple)) and isinstance(value, (list, tuple)))
+    )
+    if not fits:
+        raise UserError(f"a value like {default!r} is needed there ({type(default).__name__})")
+    return type(default)(value) if isinstance(default, (float, list, tuple)) else value
+
+
+def choose_parameters(assignments: list[str], notebooks: list[Notebook]) -> dict[str, dict]:
+    """For each notebook name its parameters: the defaults, overridden where it has one of that name."""
+    known = {name for notebook in notebooks for name in notebook.parameters} - {"model"}
+    values = {notebook.name: dict(notebook.parameters) for notebook in notebooks}
+    for assignment in assignments:
+        name, equals, text = (part.strip() for part in assignment.partition("="))
+        if not equals:
+            raise UserError(f"-p {assignment}: write it as -p NAME=VALUE")
+        if name == "model":
+            raise UserError("choose the model with --model, not with -p")
+        if name not in known:
+            raise unknown("parameter", name, known)
+        for notebook in notebooks:
+            if name in notebook.parameters:
+                try:
+                    values[notebook.name][name] = read_value(text, notebook.parameters[name])
+                except UserError as error:
+                    raise UserError(f"-p {assignment} does not fit {notebook.name}: {error}") from None
+    return values
+
+
+# What a finished run is recognised by
+
+
+def inputs(notebook: Notebook, model: Model, parameters: dict) -> dict:
+    """Everything the result of a run depends on.
+
+    Versions are recorded beside it, not compared: they differ between machines that should agree.
+    """
+    recorded = json.loads(json.dumps(parameters | {"model": model.name}))  # as it reads back from a file
+    return {
+        "schema": paths.SCHEMA,
+        "notebook": notebook.digest,
+        "lib": paths.lib_digest(),
+        "model": model.digest,
+        "parameters": recorded,
+    }
+
+
+def places(notebook: str, model: str) -> tuple[Path, Path]:
+    """Where the executed copy and the stamp of a run are."""
+    folder = paths.outputs(model)
+    return folder / "notebooks" / f"{notebook}.ipynb", folder / "runs" / f"{notebook}.json"
+
+
+def why_stale(executed: Path, stamp: Path, wanted: dict) -> str:
+    """Why a run does not stand (any more); empty when it does."""
+    if not stamp.is_file() or not executed.is_file():
+        return "never finished"
+    try:
+        found = paths.read_json(stamp, checked=False)
+        changed = [key for key in wanted if found.get(key) != wanted[key]]
+        edited = found.get("executed") != paths.file_digest(executed)
+    except (UserError, AttributeError):
+        return "its stamp is corrupt"
+    return f"{' and '.join(changed)} changed since" if changed else "edited since" if edited else ""
+
+
+# Running
+
+
+def run_notebook(notebook: Notebook, model: Model, parameters: dict) -> float:
+    """Execute one notebook for one model, file the copy and its stamp; return the seconds it took.
+
+    Whatever goes wrong, an earlier copy stays; the failed one is kept beside it as <name>.failed.ipynb.
+    """
+    import papermill  # slow to import, and --list does not need it
+
+    from lib.kernel import ThisPython
+
+    executed, stamp = places(notebook.name, model.name)
+    failed = failed_copy(executed)
+    given = parameters | {"model": model.argument}
+    overrides = {name: value for name, value in given.items() if value != notebook.parameters[name]}
+    wanted, started = inputs(notebook, model, parameters), time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="run-") as folder:
+        draft = Path(folder).resolve() / executed.name
+        hidden = {model.argument: model.name, str(draft): draft.name}
+        try:
+            papermill.execute_notebook(
+                notebook.path,
+                draft,
+                overrides,
+                kernel_name="python3",
+                language="python",
+                kernel_manager_class=ThisPython,
+                cwd=notebook.path.parent,
+                progress_bar=sys.stdout.isatty(),
+            )
+        except Exception:
+            if draft.is_file():
+                write_notebook(tidy(draft, hidden), failed)
+            raise
+        seconds = round(time.monotonic() - started, 1)
+        write_notebook(tidy(draft, hidden), executed)
+    paths.write_json(
+        wanted
+        | {
+            "executed": paths.file_digest(executed),
+            "versions": paths.versions(),
+            "commit": paths.commit(),
+            "seconds": seconds,
+        },
+        stamp,
+    )
+    failed.unlink(missing_ok=True)
+    return seconds
+
+
+def failed_copy(executed: Path) -> Path:
+    return executed.with_suffix(".failed.ipynb")
+
+
+def reason(error: Exception) -> str:
+    """One sentence about why a notebook failed: a UserError's own, else the last line of the traceback."""
+    name, text = getattr(error, "ename", type(error).__name__), str(getattr(error, "evalue", error)).strip()
+    if name == "DeadKernelError":
+        return (
+            "its Python process died, likely for want of memory: close other programs or take a smaller model"
+        )
+    return text if name == "UserError" else f"{name}: {text.splitlines()[0] if text else ''}"
+
+
+def run_all(notebooks: list[Notebook], models: list[Model], values: dict[str, dict], fresh: bool) -> int:
+    """Run what is not done, models as given, notebooks by number; a failure does not stop the rest."""
+    jobs = [(model, notebook) for model in models for notebook in notebooks]
+    codes, started = {0}, time.monotonic()
+    after_label = "\n" if sys.stdout.isatty() else " "  # on a terminal papermill's bar comes in between
+    for number, (model, notebook) in enumerate(jobs, 1):
+        print(f"[{number}/{len(jobs)}] {model.name} {notebook.name}:", end=" ", flush=True)
+        executed, stamp = places(notebook.name, model.name)
+        parameters = values[notebook.name]
+        if not fresh and not why_stale(executed, stamp, inputs(notebook, model, parameters)):
+            failed_copy(executed).unlink(missing_ok=True)  # of something tried since and taken back
+            print("up to date (--fresh runs it again)", flush=True)
+            continue
+        print(f"running, stated cost {notebook.cost} ...", end=after_label, flush=True)
+        try:
+            print(f"done in {run_notebook(notebook, model, parameters)} s", flush=True)
+        except Exception as error:  # whatever a notebook or its kernel can throw
+            print("failed", flush=True)
+            bad_input = "UserError" in (type(error).__name__, getattr(error, "ename", ""))
+            codes.add(2 if bad_input else 1)
+            kept = failed_copy(executed)
+            look = f" (how far it got: {show(kept)})" if kept.is_file() else ""
+            print(f"error: {model.name} {notebook.name}: {reason(error)}{look}", file=sys.stderr, flush=True)
+    print(f"total {time.monotonic() - started:.0f} s; results are in {show(paths.outputs())}")
+    return 1 if 1 in codes else max(codes)
+
+
+# Looking
+
+
+def list_all(notebooks: list[Notebook], models_folder: Path) -> int:
+    print("models (or a path to a folder with config.json):")
+    for name, where in known_models(models_folder).items():
+        print(f"  {name:<20} {where}")
+    for notebook in notebooks:
+        print(f"\n{notebook.name}: {notebook.title} (cost: {notebook.cost})")
+        for name, default in notebook.parameters.items():
+            print(f"  {name} = {default!r:<24} {notebook.comments[name]}".rstrip())
+    return 0
+
+
+def verify_all(notebooks: list[Notebook], models_folder: Path) -> int:
+    """Does all of outputs/ still belong to the present code? Prints what does not; exit code 1 then."""
+    root, by_name, complaints = paths.outputs(), {n.name: n for n in notebooks}, []
+    copies = [p for p in root.glob("*/notebooks/*.ipynb") if not p.stem.endswith(".failed")]
+    notes = sorted(root.glob("**/*.provenance.json"))
+    runs = {(p.stem, p.parents[1].name) for p in [*root.glob("*/runs/*.json"), *copies]}
+    for name, model in sorted(runs):
+        executed, stamp = places(name, model)
+        if name not in by_name:
+            complaints.append(f"{show(executed)}: there is no such notebook any more")
+            continue
+        wanted = {"schema": paths.SCHEMA, "lib": paths.lib_digest(), "notebook": by_name[name].digest}
+        if model in known_models(models_folder):  # a model from elsewhere is not at hand to be compared
+            wanted["model"] = find_model(model, models_folder).digest
+        if why := why_stale(executed, stamp, wanted):
+            complaints.append(f"{show(executed)}: {why}")
+    for note in notes:
+        result = Path(str(note).removesuffix(".provenance.json"))
+        try:
+            if paths.read_provenance(result).get("lib") != paths.lib_digest():
+                complaints.append(f"{show(result)}: lib changed since")
+        except UserError as error:
+            complaints.append(str(error))
+    for complaint in complaints:
+        print(f"stale: {complaint}")
+    verdict = f"{len(complaints)} stale, `make run` repairs that" if complaints else "all belong to this code"
+    print(f"checked {len(runs)} notebook runs and {len(notes)} results in {show(root)}: {verdict}")
+    return 1 if complaints else 0
+
+
+# The command line
+
+
+def check_writable(folder: Path) -> None:
+    try:
+        for part in (folder / "notebooks", folder / "runs"):
+            part.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=part):
+                pass
+    except OSError as error:
+        raise paths.unwritable(folder, error) from error
+
+
+def words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def parse(argv) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m lib.run", description=re.sub(r"\s+", " ", __doc__))
+    parser.add_argument(
+        "--model",
+        action="extend",
+        type=words,
+        default=[],
+        metavar="NAME|PATH",
+        help="model to run on, several with commas or repeated (default: reference)",
+    )
+    parser.add_argument(
+        "--notebooks", action="extend", type=words, default=[], metavar="01,03", help="default: all"
+    )
+    parser.add_argument(
+        "-p",
+        dest="parameters",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="override a parameter of the chosen notebooks that have it",
+    )
+    parser.add_argument("--fresh", action="store_true", help="run what is up to date, too")
+    parser.add_argument("--outputs", metavar="FOLDER", help="write there instead of outputs/")
+    parser.add_argument("--list", action="store_true", help="show models, notebooks and their parameters")
+    parser.add_argument(
+        "--verify", action="store_true", help="tell which results no longer belong to the code"
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv=None, notebooks_folder: Path = paths.NOTEBOOKS, models_folder: Path = paths.MODELS) -> int:
+    args = parse(argv)
+    if args.outputs:
+        os.environ["DUAL_OUTPUTS"] = str(Path(args.outputs).expanduser().resolve())  # the kernels see it, too
+    notebooks = choose_notebooks(args.notebooks, notebooks_folder)
+    if args.list:
+        return list_all(notebooks, models_folder)
+    if args.verify:
+        return verify_all(notebooks, models_folder)
+    values = choose_parameters(args.parameters, notebooks)
+    models = {}
+    for spec in args.model or ["reference"]:
+        model = find_model(spec, models_folder)
+        if models.setdefault(model.name, model) != model:
+            raise UserError(f"two models are called {model.name!r}: rename one, results go by that name")
+    for name in models:
+        check_writable(paths.outputs(name))
+    return run_all(notebooks, list(models.values()), values, args.fresh)
+
+
+if __name__ == "__main__":
+    with cli():
+        sys.exit(main())

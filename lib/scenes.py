@@ -1,0 +1,384 @@
+"""Grids, entities and pictures: everything a model is shown (floor 1: numpy and Pillow only).
+
+A scene is data - entities, boxes in pixels, a backdrop - and `render` turns it into a picture. The same scene always
+gives the same pixels. Coordinates are (x, y) in pixels from the top left; image tokens are (row, column).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from importlib import resources
+from itertools import permutations
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, UnidentifiedImageError
+
+from lib import pictures
+from lib.errors import UserError
+from lib.paths import OBJECTS
+
+# --- grids -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The LM-side grid of image tokens of one model family and the place of three entities on it (PROTOCOL.md 1).
+
+    side: tokens per row and column (N). pixels: pixels per token (P). entity: tokens per entity side (S).
+    gap: tokens between neighbouring entities (g). strips: widths of the first, middle and last strip in tokens.
+    """
+
+    name: str
+    side: int
+    pixels: int
+    entity: int
+    gap: int
+    strips: tuple[int, int, int]
+
+    @property
+    def canvas(self) -> int:
+        """Side of the square picture in pixels."""
+        return self.side * self.pixels
+
+    @property
+    def starts(self) -> tuple[int, int, int]:
+        """First token of each of the three slots along the axis of a row or column (rounded down when not exact)."""
+        first = (self.side - 3 * self.entity - 2 * self.gap) // 2
+        return tuple(first + k * (self.entity + self.gap) for k in range(3))
+
+    @property
+    def across(self) -> int:
+        """First token of the entities on the other axis."""
+        return (self.side - self.entity) // 2
+
+    def strip_range(self, slot: int) -> range:
+        """Token rows or columns of the strip of `slot` (0, 1, 2)."""
+        first = sum(self.strips[:slot])
+        return range(first, first + self.strips[slot])
+
+
+GRIDS = {
+    grid.name: grid
+    for grid in (
+        Grid("reference", 12, 14, 2, 2, (4, 4, 4)),
+        Grid("qwen2-vl", 12, 28, 2, 2, (4, 4, 4)),
+        Grid("gemma-3", 16, 56, 3, 3, (5, 6, 5)),
+        Grid("pixtral", 15, 16, 2, 2, (5, 5, 5)),
+    )
+}
+
+# --- entities --------------------------------------------------------------------------------------------------------
+
+COLOURS = {
+    "red": (255, 0, 0),
+    "green": (0, 255, 0),
+    "blue": (0, 0, 255),
+    "black": (0, 0, 0),
+    "brown": (150, 75, 0),
+    "gray": (128, 128, 128),
+    "orange": (255, 165, 0),
+}
+SHAPES = ("square", "circle", "triangle", "star", "cross", "heart")
+OBJECT_NAMES = pictures.NAMES
+
+
+@dataclass(frozen=True)
+class Entity:
+    """A thing in a scene: a coloured shape (colour given) or an object picture (colour None)."""
+
+    noun: str
+    colour: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The candidate answer that stands for this entity: its colour, or the object's name."""
+        return self.colour or self.noun
+
+    def __str__(self) -> str:
+        return f"{self.colour} {self.noun}" if self.colour else self.noun
+
+
+def palette(grid: Grid) -> tuple[str, ...]:
+    """The six colours of a family; Pixtral reads a thin brown cross as red, so it gets orange instead of brown."""
+    fifth = "orange" if grid.name == "pixtral" else "brown"
+    return ("red", "green", "blue", "black", fifth, "gray")
+
+
+def entities(setting: str, grid: Grid) -> tuple[Entity, ...]:
+    """The entities of a setting: squares (6), shapes (6, each with one colour) or objects (8)."""
+    match setting:
+        case "squares":
+            return tuple(Entity("square", colour) for colour in palette(grid))
+        case "shapes":
+            return tuple(Entity(shape, colour) for shape, colour in zip(SHAPES, palette(grid), strict=True))
+        case "objects":
+            return tuple(Entity(name) for name in OBJECT_NAMES)
+    raise UserError(f"Unknown setting {setting!r}: choose squares, shapes or objects.")
+
+
+def ordered_triples(setting: str, grid: Grid) -> list[tuple[Entity, Entity, Entity]]:
+    """All ordered triples of distinct entities: 120 for squares and shapes, 336 for objects."""
+    return list(permutations(entities(setting, grid), 3))
+
+
+# --- scenes ----------------------------------------------------------------------------------------------------------
+
+Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels, x1 and y1 exclusive
+
+
+@dataclass(frozen=True)
+class Placement:
+    """One entity and its box in pixels; `turn` is a rotation in degrees, counter-clockwise."""
+
+    entity: Entity
+    box: Box
+    turn: float = 0.0
+
+    @property
+    def centre(self) -> tuple[float, float]:
+        x0, y0, x1, y1 = self.box
+        return (x0 + x1) / 2, (y0 + y1) / 2
+
+
+@dataclass(frozen=True)
+class Backdrop:
+    """A square cut-out of a photograph: name, and the cut-out as fractions (left, top, side of the shorter edge)."""
+
+    photograph: str
+    left: float = 0.0
+    top: float = 0.0
+    part: float = 1.0
+    mirrored: bool = False
+
+
+@dataclass(frozen=True)
+class Finish:
+    """What happens to a picture after drawing: light falling off in a direction, contrast, sensor noise, clutter."""
+
+    light: float = 0.0  # strength of a linear gradient, 0 = even light, .5 = half as bright at the far side
+    direction: float = 0.0  # degrees, where the light comes from
+    contrast: float = 1.0
+    noise: float = 0.0  # standard deviation in grey levels
+    clutter: int = 0  # number of small distracting blobs and sticks under the objects
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What is in a picture. canvas: side in pixels; later placements lie above earlier ones."""
+
+    canvas: int
+    placements: tuple[Placement, ...] = ()
+    backdrop: Backdrop | None = None
+    finish: Finish | None = None
+
+
+def token_box(row: int, column: int, size: int, grid: Grid) -> Box:
+    """Pixel box of a size x size block of image tokens whose first token is (row, column)."""
+    p = grid.pixels
+    return (column * p, row * p, (column + size) * p, (row + size) * p)
+
+
+def line_scene(
+    triple: tuple[Entity | None, ...], grid: Grid, orientation: str, shift: tuple[int, int] = (0, 0), backdrop: Backdrop | None = None
+) -> Scene:
+    """Three entities in a centred row ("horizontal") or column ("vertical").
+
+    None leaves a slot empty: (None, e, None) is the isolated-middle reference, (None, None, None) the empty one.
+    shift: whole-scene displacement (rows, columns) in tokens.
+    """
+    placements = []
+    for slot, entity in enumerate(triple):
+        along, across = grid.starts[slot], grid.across
+        row, column = (across, along) if orientation == "horizontal" else (along, across)
+        row, column = row + shift[0], column + shift[1]
+        if not (0 <= row <= grid.side - grid.entity and 0 <= column <= grid.side - grid.entity):
+            raise UserError(f"Shift {shift} pushes an entity off the {grid.side} x {grid.side} grid: use a smaller shift.")
+        if entity is not None:
+            placements.append(Placement(entity, token_box(row, column, grid.entity, grid)))
+    return Scene(grid.canvas, tuple(placements), backdrop)
+
+
+def lattice_scene(table: tuple[tuple[Entity, ...], ...], grid: Grid, backdrop: Backdrop | None = None) -> Scene:
+    """Entities in a centred lattice, 2x2 or 3x3, given row by row, `gap` tokens apart."""
+    n = len(table)
+    first = (grid.side - n * grid.entity - (n - 1) * grid.gap) // 2
+    step = grid.entity + grid.gap
+    return Scene(
+        grid.canvas,
+        tuple(
+            Placement(entity, token_box(first + r * step, first + c * step, grid.entity, grid))
+            for r, line in enumerate(table)
+            for c, entity in enumerate(line)
+        ),
+        backdrop,
+    )
+
+
+def overlap(a: Box, b: Box) -> float:
+    """Shared area of two boxes as a fraction of the smaller one."""
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    smaller = min((box[2] - box[0]) * (box[3] - box[1]) for box in (a, b))
+    return max(0.0, width) * max(0.0, height) / smaller
+
+
+def random_backdrop(rng: np.random.Generator, photographs: tuple[str, ...]) -> Backdrop:
+    """A random cut-out (half to all of the shorter edge) of one of the photographs."""
+    part = rng.uniform(0.5, 1.0)
+    return Backdrop(str(rng.choice(photographs)), rng.uniform(), rng.uniform(), part, bool(rng.integers(2)))
+
+
+def natural_scene(rng: np.random.Generator, canvas: int, photographs: tuple[str, ...]) -> Scene:
+    """The naturalistic setting: 2-5 different objects of threefold sizes, off the grid, partly overlapping, in clutter."""
+    names = rng.choice(OBJECT_NAMES, size=rng.integers(2, 6), replace=False)
+    placements: list[Placement] = []
+    for name in names:
+        for _ in range(50):  # a crowded canvas may have no free place left: then the object is left out
+            side = canvas * rng.uniform(0.11, 0.33)
+            x, y = rng.uniform(0, canvas - side, size=2)
+            box = (x, y, x + side, y + side)
+            if all(overlap(box, other.box) < 0.25 for other in placements):
+                placements.append(Placement(Entity(str(name)), box, rng.uniform(-25, 25)))
+                break
+    finish = Finish(
+        light=rng.uniform(0, 0.5),
+        direction=rng.uniform(0, 360),
+        contrast=rng.uniform(0.7, 1.1),
+        noise=rng.uniform(2, 12),
+        clutter=int(rng.integers(0, 9)),
+        seed=int(rng.integers(2**31)),
+    )
+    return Scene(canvas, tuple(placements), random_backdrop(rng, photographs), finish)
+
+
+# --- drawing ---------------------------------------------------------------------------------------------------------
+
+_POLYGONS = {  # vertices in the unit square
+    "square": [(0, 0), (1, 0), (1, 1), (0, 1)],
+    "triangle": [(0.5, 0), (1, 1), (0, 1)],
+    "star": [
+        (0.5 + r * np.sin(k * np.pi / 5), 0.53 - r * np.cos(k * np.pi / 5))
+        for k, r in ((k, 0.53 if k % 2 == 0 else 0.22) for k in range(10))
+    ],
+    "cross": [
+        (a, b) for a, b in zip(
+            (0.33, 0.67, 0.67, 1, 1, 0.67, 0.67, 0.33, 0.33, 0, 0, 0.33),
+            (0, 0, 0.33, 0.33, 0.67, 0.67, 1, 1, 0.67, 0.67, 0.33, 0.33), strict=True)
+    ],
+    "heart": [
+        (0.5 + 0.5 * np.sin(t) ** 3, 0.45 - (13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)) / 32)
+        for t in np.linspace(0, 2 * np.pi, 60)
+    ],
+}
+_SUPERSAMPLING = 4
+
+
+@lru_cache(maxsize=4096)
+def _sprite(entity: Entity, width: int, height: int, turn: float = 0.0) -> Image.Image:
+    """The entity as an RGBA picture of exactly width x height pixels."""
+    if entity.colour is None:
+        picture = _object_picture(entity.noun, OBJECTS)
+        return (picture.rotate(turn, Image.Resampling.BILINEAR) if turn else picture).resize((width, height), Image.Resampling.BOX)
+    big = (width * _SUPERSAMPLING, height * _SUPERSAMPLING)
+    mask = Image.new("L", big, 0)
+    draw = ImageDraw.Draw(mask)
+    if entity.noun == "circle":
+        draw.ellipse((0, 0, big[0] - 1, big[1] - 1), fill=255)
+    else:
+        draw.polygon([(x * big[0] - 0.5, y * big[1] - 0.5) for x, y in _POLYGONS[entity.noun]], fill=255)
+    if entity.noun == "square":  # exact, so that a square fills its tokens to the last pixel
+        mask = Image.new("L", big, 255)
+    if turn:
+        mask = mask.rotate(turn, Image.Resampling.BILINEAR)
+    sprite = Image.new("RGBA", (width, height), COLOURS[entity.colour])
+    sprite.putalpha(mask.resize((width, height), Image.Resampling.BOX))
+    return sprite
+
+
+@lru_cache(maxsize=64)
+def _object_picture(name: str, folder: Path) -> Image.Image:
+    """The stored picture of an object at 112 px (RGBA); `folder` may be a user's own."""
+    path = Path(folder) / f"{name}.png"
+    try:
+        picture = Image.open(path)
+        if picture.mode != "RGBA":
+            raise UserError(f"{path} has no transparent background: save it as PNG with alpha.")
+        return picture.resize((112, 112), Image.Resampling.LANCZOS)
+    except FileNotFoundError:
+        raise UserError(f"No picture {path}: put one PNG per object there, or run `python -m lib.pictures`.") from None
+    except (UnidentifiedImageError, OSError, SyntaxError) as problem:
+        raise UserError(f"{path} is not a readable PNG ({problem}): replace it, or run `python -m lib.pictures`.") from None
+
+
+# Photographs that scikit-image ships in its wheel. Sources and licences: data/README.md.
+PHOTOGRAPHS = ("astronaut", "brick", "chelsea", "coffee", "coins", "grass", "gravel", "hubble_deep_field", "rocket")
+HELD_OUT_PHOTOGRAPHS = ("astronaut", "coins", "gravel")  # never seen by the reference models in training
+TRAINING_PHOTOGRAPHS = tuple(name for name in PHOTOGRAPHS if name not in HELD_OUT_PHOTOGRAPHS)
+_PHOTOGRAPH_FILES = {"hubble_deep_field": "hubble_deep_field.jpg", "rocket": "rocket.jpg"}
+
+
+@lru_cache(maxsize=16)
+def _photograph(name: str) -> Image.Image:
+    """A photograph of scikit-image's wheel, RGB, shorter edge reduced to 400 px."""
+    if name not in PHOTOGRAPHS:
+        raise UserError(f"No photograph {name!r}: choose one of {', '.join(PHOTOGRAPHS)}.")
+    source = resources.files("skimage.data") / _PHOTOGRAPH_FILES.get(name, f"{name}.png")
+    with resources.as_file(source) as path:
+        picture = Image.open(path).convert("RGB")
+    scale = 400 / min(picture.size)
+    return picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS)
+
+
+def _draw_backdrop(backdrop: Backdrop, canvas: int) -> Image.Image:
+    picture = _photograph(backdrop.photograph)
+    side = backdrop.part * min(picture.size)
+    x, y = backdrop.left * (picture.width - side), backdrop.top * (picture.height - side)
+    cut = picture.resize((canvas, canvas), Image.Resampling.BILINEAR, box=(x, y, x + side, y + side))
+    return cut.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if backdrop.mirrored else cut
+
+
+def _draw_clutter(picture: Image.Image, finish: Finish) -> None:
+    rng = np.random.default_rng(finish.seed)
+    draw = ImageDraw.Draw(picture)
+    for _ in range(finish.clutter):
+        x, y = rng.uniform(0, picture.width, 2)
+        w, h = picture.width * rng.uniform(0.02, 0.09, 2)
+        colour = tuple(int(v) for v in rng.integers(0, 256, 3))
+        if rng.uniform() < 0.5:
+            draw.ellipse((x, y, x + w, y + h), fill=colour)
+        else:
+            draw.line((x, y, x + 2 * w, y + 2 * h - picture.width * 0.1), fill=colour, width=2)
+
+
+def _light_and_noise(picture: Image.Image, finish: Finish) -> Image.Image:
+    pixels = np.asarray(picture, dtype=np.float32)
+    ramp = np.linspace(-0.5, 0.5, pixels.shape[0], dtype=np.float32)
+    angle = np.deg2rad(finish.direction)
+    along = np.cos(angle) * ramp[None, :] - np.sin(angle) * ramp[:, None]
+    pixels = 128 + finish.contrast * (pixels - 128)
+    pixels *= (1 - finish.light * (0.5 - along))[..., None]
+    pixels += np.random.default_rng(finish.seed).standard_normal(pixels.shape, dtype=np.float32) * finish.noise
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def render(scene: Scene) -> Image.Image:
+    """The scene as an RGB picture of canvas x canvas pixels."""
+    size = (scene.canvas, scene.canvas)
+    picture = _draw_backdrop(scene.backdrop, scene.canvas) if scene.backdrop else Image.new("RGB", size, "white")
+    if scene.finish:
+        _draw_clutter(picture, scene.finish)
+    for placement in scene.placements:
+        x0, y0, x1, y1 = (round(v) for v in placement.box)
+        sprite = _sprite(placement.entity, x1 - x0, y1 - y0, round(placement.turn))
+        picture.paste(sprite, (x0, y0), sprite)
+    return _light_and_noise(picture, scene.finish) if scene.finish else picture
+
+
+def resized(scene: Scene, canvas: int) -> Scene:
+    """The same scene on a canvas of another size: boxes scale along."""
+    k = canvas / scene.canvas
+    placements = tuple(replace(p, box=tuple(v * k for v in p.box)) for p in scene.placements)
+    return replace(scene, canvas=canvas, placements=placements)

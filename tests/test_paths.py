@@ -1,0 +1,138 @@
+"""Results are written whole or not at all, and what is not whole is not read."""
+
+import errno
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lib import paths
+from lib.errors import UserError, unknown
+
+
+@pytest.fixture
+def table():
+    return pd.DataFrame({"condition": ["none", "NA", None], "value": [1 / 3, np.nan, 1e-17], "n": [1, 2, 3]})
+
+
+@pytest.fixture
+def note():
+    return paths.provenance("reference", 0, setting="squares", n=50)
+
+
+def test_csv_reads_back_exactly(tmp_path, table, note):
+    path = paths.write_csv(table, tmp_path / "a/b/t.csv", note)
+    back = paths.read_csv(path)
+    assert list(back.condition[:2]) == ["none", "NA"] and pd.isna(
+        back.condition[2]
+    )  # words are not missing values
+    np.testing.assert_array_equal(back.value, table.value)
+    assert sorted(p.name for p in path.parent.iterdir()) == ["t.csv", "t.csv.provenance.json"]
+
+
+def test_json_reads_back_and_takes_numpy(tmp_path, note):
+    path = paths.write_json({"a": np.float64(0.1), "b": np.arange(2)}, tmp_path / "x.json", note)
+    assert paths.read_json(path) == {"a": 0.1, "b": [0, 1]}
+    with pytest.raises(ValueError):
+        paths.write_json({"a": float("nan")}, path, note)
+    assert paths.read_json(path)["a"] == 0.1
+
+
+@pytest.mark.parametrize("damage", ["cut", "edited", "no note", "broken note", "empty", "list note"])
+def test_corrupt_results_are_refused(tmp_path, table, note, damage):
+    path = paths.write_csv(table, tmp_path / "t.csv", note)
+    beside = paths.provenance_path(path)
+    match damage:
+        case "cut":
+            path.write_bytes(path.read_bytes()[:-5])
+        case "edited":
+            path.write_bytes(path.read_bytes().replace(b"none", b"None"))
+        case "no note":
+            beside.unlink()
+        case "broken note":
+            beside.write_text(beside.read_text()[:40])
+        case "empty":
+            path.write_bytes(b"")
+        case "list note":
+            beside.write_text("[]")
+    assert not paths.is_done(path, note)
+    with pytest.raises(UserError, match="make run"):
+        paths.read_csv(path)
+
+
+def test_another_schema_is_refused(tmp_path, table, note):
+    path = paths.write_csv(table, tmp_path / "t.csv", note | {"schema": 0})
+    with pytest.raises(UserError, match="schema 0"):
+        paths.read_csv(path)
+
+
+def test_is_done_compares_what_matters(tmp_path, table, note):
+    path = paths.write_csv(table, tmp_path / "t.csv", note)
+    assert paths.is_done(path, note)
+    assert paths.is_done(path, note | {"commit": "another", "versions": {}})
+    for key, value in (("seed", 1), ("model", "joint"), ("lib", "x"), ("parameters", {"n": 51})):
+        assert not paths.is_done(path, note | {key: value})
+    assert not paths.is_done(tmp_path / "absent.csv", note)
+
+
+def test_tuples_in_parameters_still_match(tmp_path, table):
+    note = paths.provenance("reference", 0, sizes=(1, 2))
+    assert paths.is_done(paths.write_csv(table, tmp_path / "t.csv", note), note)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("bug"), KeyboardInterrupt(), OSError(errno.ENOSPC, "full")])
+def test_a_failing_writer_leaves_the_old_file(tmp_path, error):
+    path = paths.write_json([1], tmp_path / "x.json")
+    with (
+        pytest.raises(UserError if isinstance(error, OSError) else type(error)),
+        paths.atomic(path) as temporary,
+    ):
+        temporary.write_text("half")
+        raise error
+    assert paths.read_json(path, checked=False) == [1]
+    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_a_killed_writer_leaves_the_old_file(tmp_path):
+    path = paths.write_json([1], tmp_path / "x.json")
+    code = (
+        f"import os; from lib import paths\nwith paths.atomic({str(path)!r}) as t:\n"
+        "    t.write_text('half'); os._exit(9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=paths.ROOT).returncode == 9
+    assert paths.read_json(path, checked=False) == [1]
+
+
+def test_unwritable_places_are_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        paths.write_json([1], tmp_path / "file" / "x.json")
+    (tmp_path / "taken.json").mkdir()
+    with pytest.raises(UserError, match="cannot write"):
+        paths.write_json([1], tmp_path / "taken.json")
+    assert "no space left" in str(paths.unwritable("x", OSError(errno.ENOSPC, "")))
+
+
+def test_outputs_go_by_short_names(tmp_path, monkeypatch):
+    monkeypatch.setenv("DUAL_OUTPUTS", str(tmp_path))
+    (tmp_path / "mine").mkdir()
+    assert paths.outputs() == tmp_path
+    for spec in ("reference", "org/reference", "/no/such/reference"):
+        assert paths.outputs(spec) == tmp_path / "reference"
+    monkeypatch.chdir(tmp_path / "mine")
+    assert paths.outputs(".") == tmp_path / "mine"
+    monkeypatch.delenv("DUAL_OUTPUTS")
+    assert paths.outputs("reference") == paths.ROOT / "outputs/reference"
+
+
+def test_provenance_names_everything(note):
+    assert {"schema", "seed", "model", "parameters", "lib", "versions", "commit"} == set(note)
+    assert str(paths.ROOT) not in str(note) and note["versions"]["numpy"]
+
+
+def test_unknown_suggests(capsys):
+    assert str(unknown("model", "jiont", ["reference", "joint"])).startswith(
+        "unknown model 'jiont': did you mean 'joint'? known are"
+    )
