@@ -47,5 +47,5 @@ $(READY): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) with $$($(PYTHON) --version) and the pinned packages (once; some minutes, mostly PyTorch)."
 	@$(PYTHON) -m venv $(VENV) || { \
 		echo "error: no virtual environment; on Debian or Ubuntu install the package python3-venv" >&2; exit 2; }
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]' -c $(CONSTRAINTS)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[test]' -c $(CONSTRAINTS)
 	@touch $@

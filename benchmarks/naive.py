@@ -1,7 +1,8 @@
 """The authors' procedure, written plainly: the reference for speed and for the contract "fast equals naive".
 
-For each slot one full counterfactual forward pass and one full patched one, image encoder included, with plain forward
-hooks on plain transformers models. Of the adapter only token ids and pixel values are used; nothing is cached.
+For each slot one full counterfactual forward pass and one full patched one, image encoder included, with
+plain forward hooks on plain transformers models. Of the adapter only token ids and pixel values are used;
+nothing is cached.
 """
 
 from __future__ import annotations
@@ -33,9 +34,15 @@ def inputs(vlm: VLM, pictures: Sequence, questions: Sequence[str], **options) ->
 
 
 @torch.no_grad()
-def forward(vlm: VLM, batch: dict, slot: int | None = None, edit: Callable[[Tensor], Tensor] | None = None,
-            read: Callable[[int, Tensor], None] | None = None) -> Tensor:  # fmt: skip
-    """Next-token logits [batch, vocabulary] of a full forward pass, one slot edited and all slots read with hooks."""
+def forward(
+    vlm: VLM,
+    batch: dict,
+    slot: int | None = None,
+    edit: Callable[[Tensor], Tensor] | None = None,
+    read: Callable[[int, Tensor], None] | None = None,
+) -> Tensor:
+    """Next-token logits [batch, vocabulary] of a full forward pass, one slot edited and all slots read with
+    hooks."""
     layers, handles = vlm.layers, []
 
     def before(index):
@@ -93,8 +100,11 @@ def last_token(vlm: VLM, clean: dict, counterfactual: dict, ids: Tensor) -> Tens
     return torch.stack(out)
 
 
-def interchange(vlm: VLM, clean: dict, counterfactual: dict, targets: Tensor, sources: Tensor, ids: Tensor) -> Tensor:
-    """[slot, batch, role] when tokens at places `targets` [batch, token] take the counterfactual's at `sources`."""
+def interchange(
+    vlm: VLM, clean: dict, counterfactual: dict, targets: Tensor, sources: Tensor, ids: Tensor
+) -> Tensor:
+    """[slot, batch, role] when tokens at places `targets` [batch, token] take the counterfactual's at
+    `sources`."""
     rows = torch.arange(len(targets))[:, None]
     out = []
     for slot in vlm.slots:
@@ -109,8 +119,11 @@ def interchange(vlm: VLM, clean: dict, counterfactual: dict, targets: Tensor, so
     return torch.stack(out)
 
 
-def amplification(vlm: VLM, clean: dict, places: Tensor, directions: Tensor, alphas: Sequence[float], ids: Tensor) -> Tensor:
-    """[alpha, batch, role] when directions are amplified in the image tokens at slot 0, one full pass per alpha."""
+def amplification(
+    vlm: VLM, clean: dict, places: Tensor, directions: Tensor, alphas: Sequence[float], ids: Tensor
+) -> Tensor:
+    """[alpha, batch, role] when directions are amplified in the image tokens at slot 0, one full pass per
+    alpha."""
     rows = torch.arange(len(places))[:, None]
     out = []
     for alpha in alphas:

@@ -1,16 +1,19 @@
-"""What is known about each model family, as data (floor 2; no torch, no transformers: the runner imports this too).
+"""What is known about each model family, as data (floor 2; no torch, no transformers: the runner imports this
+too).
 
-A *family* is the set of checkpoints that transformers runs with one class and one way of placing image tokens. The
-record says where the parts of the model are, how a picture becomes image tokens, and what stands around them in the
-text. Token ids are never written here: they are read from the checkpoint's configuration and tokenizer.
+A *family* is the set of checkpoints that transformers runs with one class and one way of placing image
+tokens. The record says where the parts of the model are, how a picture becomes image tokens, and what stands
+around them in the text. Token ids are never written here: they are read from the checkpoint's configuration
+and tokenizer.
 
 Add your model
 --------------
 1. Write one `Family` record below: `architecture` is `model_type` in the checkpoint's config.json, `vision` the
-   `model_type` of its `vision_config` when the first alone does not tell. Give its grid: `side` tokens of `pixels`
-   pixels. A picture must have exactly side * pixels pixels a side, so that no resizing moves entities off their tokens.
-2. Add a tiny random model of it to `tests/tiny.py`, and run `pytest tests/test_contracts.py -k <name>`. When the six
-   contracts hold, everything else in this project works with the new family; nothing else has to be written.
+   `model_type` of its `vision_config` when the first alone does not tell. Give its grid: `side` tokens of
+   `pixels` pixels. A picture must have exactly side * pixels pixels a side, so that no resizing moves entities
+   off their tokens.
+2. Add a tiny random model of it to `tests/tiny.py`, and run `pytest tests/test_contracts.py -k <name>`. When
+   the six contracts hold, everything else works with the new family; nothing else has to be written.
 3. Give the checkpoint a short name in `CHECKPOINTS`, or load it by its hub id or its folder.
 """
 
@@ -35,9 +38,13 @@ class Family:
     encoder: str = "vision_tower.encoder.layers"  # the list of image-encoder layers
     projector: str = "multi_modal_projector"
     merge: int = 1  # encoder patches per image token and side
-    order: str = "raster"  # order of the encoder's patches: raster, class (a class token first), blocks or windows
+    order: str = (
+        "raster"  # order of the encoder's patches: raster, class (a class token first), blocks or windows
+    )
     packed: bool = False  # True: the encoder sees all pictures as one long sequence
-    placeholder: str | None = None  # what the chat template writes for a picture; None: the image token itself
+    placeholder: str | None = (
+        None  # what the chat template writes for a picture; None: the image token itself
+    )
     before: str = ""  # text between placeholder and image tokens, as the family's processor writes it
     after: str = ""
     row_break: str = ""  # written after every row of image tokens but the last ...
@@ -46,7 +53,9 @@ class Family:
     positions: str = "1d"  # "mrope": three rotary positions per token, from the model's get_rope_index
     bidirectional: bool = False  # image tokens of one picture see each other (needs token_type_ids)
     processor: str = "SiglipImageProcessorPil"  # used when the checkpoint does not name one
-    options: MappingProxyType = field(default_factory=lambda: MappingProxyType({}))  # call options of the processor
+    options: MappingProxyType = field(
+        default_factory=lambda: MappingProxyType({})
+    )  # call options of the processor
     inputs: tuple[str, ...] = ("pixel_values",)  # what get_image_features takes from the processor's output
 
 
@@ -66,7 +75,7 @@ _QWEN = dict(
     inputs=("pixel_values", "image_grid_thw"),
 )
 _SMOLVLM = dict(
-    # 384 pixels hold 27 whole patches of 14 and a rest of 6 that the encoder never sees: the canvas leaves the rest out
+    # 384 pixels hold 27 whole patches of 14; the rest of 6 is never seen, and the canvas leaves it out
     grid=Grid("smolvlm", 9, 42, 1, 2, (3, 3, 3)),
     language="text_model",
     encoder="vision_model.encoder.layers",
@@ -221,4 +230,6 @@ def family_of(architecture: str, vision: str | None) -> Family:
     else:
         known = ", ".join(sorted({record.architecture for record in FAMILIES}))
         problem = f"no record for the architecture {architecture!r} (known: {known})"
-    raise UserError(f"{problem}; to support it, write one record in lib/families.py, see 'Add your model' there.")
+    raise UserError(
+        f"{problem}; to support it, write one record in lib/families.py, see 'Add your model' there."
+    )

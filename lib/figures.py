@@ -1,7 +1,7 @@
 """One style for every figure and one way to save it.
 
-A colour means the same role everywhere (Okabe-Ito palette, safe for colour-blind readers); line style and marker say
-it once more, so figures survive grey print. Saving writes picture, print version and the numbers behind them.
+A colour means the same role everywhere (Okabe-Ito palette, safe for colour-blind readers); line style and
+marker say it once more, so figures survive grey print. Saving writes picture, print version and numbers.
 """
 
 import re
@@ -30,7 +30,6 @@ class Look:
     colour: str
     line: str | tuple = "-"
     marker: str = "o"
-    hatch: str = ""
 
 
 DOTS = (0, (1, 1.2))
@@ -43,15 +42,15 @@ ROLES = {
     "attribute": Look(ORANGE, "-.", "^"),
     "none": Look(BLACK, "-", "o"),
     # regions of image tokens
-    "object": Look(VERMILLION, "-", "s", "xx"),
-    "strip": Look(BLUE, "--", "D", "//"),
-    "background_strip": Look(SKY, LONG, "v", "\\\\"),
-    "middle": Look(PURPLE, "-.", "P", "||"),
-    "background": Look(GREEN, LONG, "v", ".."),
+    "object": Look(VERMILLION, "-", "s"),
+    "strip": Look(BLUE, "--", "D"),
+    "background_strip": Look(SKY, LONG, "v"),
+    "middle": Look(PURPLE, "-.", "P"),
+    "background": Look(GREEN, LONG, "v"),
     # controls, always grey and dotted
-    "random": Look(GREY, DOTS, "x", "--"),
-    "shuffled": Look(GREY, "-.", "+", ".."),
-    "control": Look(GREY, "--", "x", ".."),
+    "random": Look(GREY, DOTS, "x"),
+    "shuffled": Look(GREY, "-.", "+"),
+    "control": Look(GREY, "--", "x"),
     "held_out": Look(BLUE, "-", "o"),
     # where order comes from
     "encoder": Look(BLUE, "-", "o"),
@@ -110,7 +109,8 @@ def curve_with_band(ax, data: pd.DataFrame, x: str, y: str, role: str, label: st
     data, style = data.sort_values(x), look(role)
     step = max(1, len(data) // 12)  # a marker on every point of a long curve hides it
     name = role.replace("_", " ") if label is None else label
-    ax.plot(data[x], data[y], style.line, color=style.colour, marker=style.marker, markevery=step, label=name)
+    drawn = {"color": style.colour, "linestyle": style.line, "marker": style.marker, "markevery": step}
+    ax.plot(data[x], data[y], label=name, **drawn)
     ax.fill_between(data[x], data["low"], data["high"], color=style.colour, alpha=0.18, linewidth=0)
 
 
@@ -136,8 +136,8 @@ def heat_map(ax, values, title: str | None = None, low: float = 0.0, high: float
 def show_scene(ax, image, token_sets: dict, side: int, pixels: int, title: str | None = None) -> None:
     """A scene with sets of image tokens drawn over it.
 
-    token_sets: name -> flat indices r * side + c; a name that is a role gets its look. `side` tokens of `pixels`
-    pixels make the picture's edge.
+    token_sets: name -> flat indices r * side + c; a name that is a role gets its look. `side` tokens of
+    `pixels` pixels make the picture's edge.
     """
     extent = (0, side * pixels, side * pixels, 0)
     ax.imshow(np.asarray(image), extent=extent, interpolation="nearest")
@@ -147,17 +147,13 @@ def show_scene(ax, image, token_sets: dict, side: int, pixels: int, title: str |
         mask = np.zeros(side * side, dtype=bool)
         mask[np.asarray(tokens, dtype=int)] = True
         mask = mask.reshape(side, side)
-        colour = mpl.colors.to_rgba(style.colour)
+        fill = mpl.colors.to_rgba(style.colour, 0.25)
         tint = np.zeros((side, side, 4))
-        tint[mask] = (*colour[:3], 0.25)
+        tint[mask] = fill
         ax.imshow(tint, extent=extent, interpolation="nearest")
-        ax.add_collection(
-            LineCollection(outline(mask) * pixels, colors=[colour], linestyles=style.line, linewidths=1.6)
-        )
-        text = name.replace("_", " ")
-        handles.append(
-            Patch(facecolor=(*colour[:3], 0.25), edgecolor=colour, linestyle=style.line, label=text)
-        )
+        border = {"edgecolor": style.colour, "linestyle": style.line, "linewidth": 1.6}
+        ax.add_collection(LineCollection(outline(mask) * pixels, **border))
+        handles.append(Patch(facecolor=fill, label=name.replace("_", " "), **border))
     ax.set(xticks=[], yticks=[], title=title, xlim=extent[:2], ylim=extent[2:])
     for spine in ax.spines.values():
         spine.set(visible=True, color=GREY, linewidth=0.6)
@@ -183,7 +179,7 @@ def table(df: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
 def save(fig, id: str, data: pd.DataFrame, model: str = "reference", seed: int = 0, **parameters) -> None:
     """Write outputs/<model>/figures/<id>.png, .pdf and, with provenance, the figure's numbers as <id>.csv.
 
-    Equal figures give equal bytes: no time stamps inside. The CSV comes last, so where it is the others are, too.
+    Equal figures give equal bytes: no time stamps inside. The CSV comes last: where it is, the others are.
     Returns nothing, so that a cell ending in it shows the figure only.
     """
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", id):

@@ -1,11 +1,13 @@
-"""Interventions on a vision-language model: data in, tidy table out (floor 3: no files, no plots, no model families).
+"""Interventions on a vision-language model: data in, tidy table out (floor 3: no files, no plots, no model
+families).
 
-Every sweep takes a `Run` (prompts, each with its picture as image tokens) and candidate ids, and returns one row per
-pair, slot and candidate role with its probability and logit. Rows of the unpatched runs stand in the same table, so
-that every figure can show its baselines: `run` is "clean", "counterfactual" or "patched", and baselines have slot -1.
+Every sweep takes a `Run` (prompts, each with its picture as image tokens) and candidate ids, and returns one
+row per pair, slot and candidate role with its probability and logit. Rows of the unpatched runs stand in the
+same table, so that every figure can show its baselines: `run` is "clean", "counterfactual" or "patched", and
+baselines have slot -1.
 
-All sweeps are resumable: `done` is what an earlier call returned or saved, its pairs are skipped and its rows returned
-with the rest; `save` is called with every finished part.
+All sweeps are resumable: `done` is what an earlier call returned or saved, its pairs are skipped and its rows
+returned with the rest; `save` is called with every finished part.
 """
 
 from __future__ import annotations
@@ -46,12 +48,13 @@ class Run:
         return Run(self.prompt.rows(rows), self.images, np.asarray(self.index)[rows])
 
 
-# --- tables ----------------------------------------------------------------------------------------------------------
+# --- tables -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Table:
-    """Collects scores as tidy rows: pair, run, the sweep's own columns, role, probability, logit, and the labels."""
+    """Collects scores as tidy rows: pair, run, the sweep's own columns, role, probability, logit, and the
+    labels."""
 
     vlm: VLM
     ids: Ids
@@ -65,7 +68,11 @@ class Table:
         count = len(self.roles)
         out = {"pair": np.repeat(pairs, count)}
         out |= {key: np.repeat(value, count) if np.ndim(value) else value for key, value in columns.items()}
-        out |= {"role": np.tile(self.roles, len(pairs)), "probability": probability.ravel(), "logit": logit.ravel()}
+        out |= {
+            "role": np.tile(self.roles, len(pairs)),
+            "probability": probability.ravel(),
+            "logit": logit.ravel(),
+        }
         return pd.DataFrame(out)
 
     def finish(self, parts: list[pd.DataFrame], done: pd.DataFrame | None) -> pd.DataFrame:
@@ -107,11 +114,12 @@ def _slots(slots: Iterable[int] | None, known: range) -> list[int]:
     return slots
 
 
-# --- the last token (PROTOCOL.md 2) ----------------------------------------------------------------------------------
+# --- the last token (PROTOCOL.md 2) -------------------------------------------------------------------------
 
 
-def last_token_states(vlm: VLM, run: Run, slots: Sequence[int] | None = None, progress: bool = False
-                      ) -> Float[Tensor, "pair slot hidden"]:  # fmt: skip
+def last_token_states(
+    vlm: VLM, run: Run, slots: Sequence[int] | None = None, progress: bool = False
+) -> Float[Tensor, "pair slot hidden"]:
     """The last token's residual stream at slots, for every row of a run."""
     slots = _slots(slots, vlm.slots)
     out: list = [None] * len(run)
@@ -128,9 +136,18 @@ def last_token_states(vlm: VLM, run: Run, slots: Sequence[int] | None = None, pr
     return torch.stack(out)
 
 
-def last_token_sweep(vlm: VLM, clean: Run, counterfactual: Run, ids: Ids, roles: Sequence[str],
-                     labels: pd.DataFrame | None = None, slots: Iterable[int] | None = None, progress: bool = True,
-                     done: pd.DataFrame | None = None, save: Callable | None = None) -> pd.DataFrame:  # fmt: skip
+def last_token_sweep(
+    vlm: VLM,
+    clean: Run,
+    counterfactual: Run,
+    ids: Ids,
+    roles: Sequence[str],
+    labels: pd.DataFrame | None = None,
+    slots: Iterable[int] | None = None,
+    progress: bool = True,
+    done: pd.DataFrame | None = None,
+    save: Callable | None = None,
+) -> pd.DataFrame:
     """Replace the clean run's last token by the counterfactual's, at each slot in turn, and read the answer.
 
     The clean run keeps its keys and values; only the last token is run again, all slots side by side.
@@ -148,28 +165,32 @@ def last_token_sweep(vlm: VLM, clean: Run, counterfactual: Run, ids: Ids, roles:
         for group, part, places in groups:
             rows = group.rows[part].numpy()
             run = vlm.ask(frame, group, part, past.rows(places), keep=True)
-            entering = {slot: states[rows, i].to(run.last.device) for i, slot in enumerate(wanted) if slot in slots}
+            entering = {
+                slot: states[rows, i].to(run.last.device) for i, slot in enumerate(wanted) if slot in slots
+            }
             patched = vlm.run_last(group.plan, entering, run.keys.first(group.plan.length - 1))
             other = states[rows, -1].to(run.last.device)
             parts = [
                 table.part(todo[rows], run.last, run="clean", slot=BASELINE),
                 table.part(todo[rows], other, run="counterfactual", slot=BASELINE),
             ]
-            parts += [table.part(todo[rows], last, run="patched", slot=slot) for slot, last in patched.items()]
+            parts += [
+                table.part(todo[rows], last, run="patched", slot=slot) for slot, last in patched.items()
+            ]
             yield pd.concat(parts, ignore_index=True)
 
     return _collect(table, vlm.each(clean.prompt, clean.index, work, progress, unit="patched"), done, save)
 
 
-# --- edits of image tokens -------------------------------------------------------------------------------------------
+# --- edits of image tokens ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Interchange:
     """Image tokens `targets` of the clean run take the vectors of `sources` in the counterfactual run.
 
-    Each is one set [token] for all pairs or one per pair [pair, token]; target k takes source k. `own=True` takes the
-    sources from the clean run itself: regions change places within one picture.
+    Each is one set [token] for all pairs or one per pair [pair, token]; target k takes source k. `own=True`
+    takes the sources from the clean run itself: regions change places within one picture.
     """
 
     targets: np.ndarray
@@ -182,7 +203,9 @@ class Interchange:
 
     def key(self, pair: int) -> bytes:
         """Pairs with the same pictures and the same key share one patched picture."""
-        return b"" if np.ndim(self.targets) == 1 else bytes(np.stack([self.targets[pair], self.sources[pair]]))
+        return (
+            b"" if np.ndim(self.targets) == 1 else bytes(np.stack([self.targets[pair], self.sources[pair]]))
+        )
 
     def __call__(self, clean: Tensor, other: Tensor | None, pairs: np.ndarray) -> Tensor:
         """Image tokens [pair, N*N, d] of both runs at one slot -> the patched ones."""
@@ -192,7 +215,8 @@ class Interchange:
 
 @dataclass(frozen=True)
 class Replace:
-    """Image tokens `targets` become given vectors: [d], [token, d], or zeros when None (mean- and zero-ablation)."""
+    """Image tokens `targets` become given vectors: [d], [token, d], or zeros when None (mean- and
+    zero-ablation)."""
 
     targets: np.ndarray
     values: Tensor | None = None
@@ -211,25 +235,35 @@ def _sets(tokens: np.ndarray, pairs: np.ndarray) -> Tensor:
 
 
 def swap(first: Sequence[int], second: Sequence[int], own: bool = False) -> Interchange:
-    """Both regions at once: `first` takes the other run's `second`, and `second` its `first` (PROTOCOL.md 4)."""
+    """Both regions at once: `first` takes the other run's `second`, `second` its `first` (PROTOCOL.md 4)."""
     first, second = np.asarray(first), np.asarray(second)
     return Interchange(np.concatenate([first, second], -1), np.concatenate([second, first], -1), own)
 
 
-# --- token sweeps (PROTOCOL.md 4 and 6) ------------------------------------------------------------------------------
+# --- token sweeps (PROTOCOL.md 4 and 6) ---------------------------------------------------------------------
 
 
-def token_sweep(vlm: VLM, run: Run, edits: dict[str, Callable], ids: Ids, roles: Sequence[str], other=None,
-                labels: pd.DataFrame | None = None, slots: Iterable[int] | None = None, progress: bool = True,
-                done: pd.DataFrame | None = None, save: Callable | None = None) -> pd.DataFrame:  # fmt: skip
+def token_sweep(
+    vlm: VLM,
+    run: Run,
+    edits: dict[str, Callable],
+    ids: Ids,
+    roles: Sequence[str],
+    other=None,
+    labels: pd.DataFrame | None = None,
+    slots: Iterable[int] | None = None,
+    progress: bool = True,
+    done: pd.DataFrame | None = None,
+    save: Callable | None = None,
+) -> pd.DataFrame:
     """Edit image tokens at each slot in turn and read the answer; column `edit` names the edit.
 
-    run: the clean run. other: for each pair the number of its counterfactual picture in run.images; the question is the
-    same. edits: {name: Interchange, Replace, or any function with their call and key}.
+    run: the clean run. other: for each pair the number of its counterfactual picture in run.images; the
+    question is the same. edits: {name: Interchange, Replace, or any function with their call and key}.
 
-    Text before the image and all slots before the edit are never run again; the image part is patched once for all
-    questions about the same two pictures, and stops at the keys and values of the last layer. At slot L image tokens no
-    longer reach the last token, so that the patched run is the clean one.
+    Text before the image and all slots before the edit are never run again; the image part is patched once
+    for all questions about the same two pictures, and stops at the keys and values of the last layer. At slot
+    L image tokens no longer reach the last token, so that the patched run is the clean one.
     """
     slots, table = _slots(slots, vlm.slots), Table(vlm, ids, tuple(roles), labels)
     end = len(vlm.layers)
@@ -259,10 +293,16 @@ def token_sweep(vlm: VLM, run: Run, edits: dict[str, Callable], ids: Ids, roles:
                 last = vlm.ask(frame, group, part, context.keys.rows(place[places, 1])).last
                 yield table.part(pairs, last, run="counterfactual", slot=BASELINE, edit="none")
         for name, edit in edits.items():
-            keys = [(int(p), edit.key(int(i))) for _, _, places, pairs, _ in asked for p, i in zip(places, pairs)]
+            keys = [
+                (int(p), edit.key(int(i)))
+                for _, _, places, pairs, _ in asked
+                for p, i in zip(places, pairs, strict=True)
+            ]
             distinct = {key: number for number, key in enumerate(dict.fromkeys(keys))}
             member = np.array([distinct[key] for key in keys])
-            first = np.array([keys.index(key) for key in distinct])  # a pair that stands for each patched picture
+            first = np.array(
+                [keys.index(key) for key in distinct]
+            )  # a pair that stands for each patched picture
             every = np.concatenate([pairs for _, _, _, pairs, _ in asked])
             which = place[[key[0] for key in distinct]]
             for slot in slots:
@@ -270,9 +310,13 @@ def token_sweep(vlm: VLM, run: Run, edits: dict[str, Callable], ids: Ids, roles:
                 if slot < end:
                     stream = context.hidden[slot]
                     clean = stream[torch.as_tensor(which[:, 0])]
-                    tokens = edit(take(clean, image), take(stream[torch.as_tensor(which[:, 1])], image), every[first])
+                    tokens = edit(
+                        take(clean, image), take(stream[torch.as_tensor(which[:, 1])], image), every[first]
+                    )
                     plan = asked[0][0].plan
-                    patched = vlm.run(plan, put(clean, image, tokens), slot, frame.first, prefix, keys_only=True).keys
+                    patched = vlm.run(
+                        plan, put(clean, image, tokens), slot, frame.first, prefix, keys_only=True
+                    ).keys
                 begin = 0
                 for group, part, _, pairs, clean in asked:
                     last = clean.last
@@ -289,17 +333,28 @@ def token_sweep(vlm: VLM, run: Run, edits: dict[str, Callable], ids: Ids, roles:
     return _collect(table, results, done, save)
 
 
-# --- the image encoder -----------------------------------------------------------------------------------------------
+# --- the image encoder --------------------------------------------------------------------------------------
 
 
-def encoder_sweep(vlm: VLM, pictures: Sequence, run: Run, other, edits: dict[str, Interchange], ids: Ids,
-                  roles: Sequence[str], labels: pd.DataFrame | None = None, slots: Iterable[int] | None = None,
-                  progress: bool = True, done: pd.DataFrame | None = None, save: Callable | None = None
-                  ) -> pd.DataFrame:  # fmt: skip
-    """Interchange patches inside the image encoder at each encoder slot, then answer with the resulting image tokens.
+def encoder_sweep(
+    vlm: VLM,
+    pictures: Sequence,
+    run: Run,
+    other,
+    edits: dict[str, Interchange],
+    ids: Ids,
+    roles: Sequence[str],
+    labels: pd.DataFrame | None = None,
+    slots: Iterable[int] | None = None,
+    progress: bool = True,
+    done: pd.DataFrame | None = None,
+    save: Callable | None = None,
+) -> pd.DataFrame:
+    """Interchange patches inside the image encoder at each encoder slot, then answer with the resulting image
+    tokens.
 
-    pictures: the pictures behind run.images, in the same order. edits: token sets shared by all pairs; an image token
-    stands for all patches that the projector merges into it.
+    pictures: the pictures behind run.images, in the same order. edits: token sets shared by all pairs; an
+    image token stands for all patches that the projector merges into it.
     """
     slots, table = _slots(slots, vlm.encoder_slots), Table(vlm, ids, tuple(roles), labels)
     todo = _rest(len(run), done)
@@ -340,17 +395,22 @@ def encoder_sweep(vlm: VLM, pictures: Sequence, run: Run, other, edits: dict[str
     return _collect(table, results, done, save)
 
 
-# --- ordering ablation (PROTOCOL.md 5) -------------------------------------------------------------------------------
+# --- ordering ablation (PROTOCOL.md 5) ----------------------------------------------------------------------
 
 
-def ordering_ablation(alone: Float[Tensor, "entity token hidden"], empty: Float[Tensor, "token hidden"],
-                      entities: np.ndarray, places: Sequence[Sequence[int]], middle: Sequence[int]
-                      ) -> Float[Tensor, "scene token hidden"]:  # fmt: skip
+def ordering_ablation(
+    alone: Float[Tensor, "entity token hidden"],
+    empty: Float[Tensor, "token hidden"],
+    entities: np.ndarray,
+    places: Sequence[Sequence[int]],
+    middle: Sequence[int],
+) -> Float[Tensor, "scene token hidden"]:
     """Image tokens of scenes from which the order is removed.
 
-    alone: image tokens of each entity standing alone in the middle; empty: those of the empty canvas. entities
-    [scene, place]: which entity stands at each place. places: the tokens of each place; middle: those of the middle one.
-    Every entity gets its own middle-place tokens, all other tokens are the empty canvas's: all N*N of them.
+    alone: image tokens of each entity standing alone in the middle; empty: those of the empty canvas.
+    entities [scene, place]: which entity stands at each place. places: the tokens of each place; middle:
+    those of the middle one. Every entity gets its own middle-place tokens, all other tokens are the empty
+    canvas's: all N*N of them.
     """
     out = empty.expand(len(entities), -1, -1).clone()
     for place, tokens in enumerate(places):
@@ -359,11 +419,15 @@ def ordering_ablation(alone: Float[Tensor, "entity token hidden"], empty: Float[
     return out
 
 
-# --- amplification (PROTOCOL.md 7) -----------------------------------------------------------------------------------
+# --- amplification (PROTOCOL.md 7) --------------------------------------------------------------------------
 
 
-def amplify(tokens: Float[Tensor, "... hidden"], directions: Float[Tensor, "direction hidden"], alpha: float,
-            mode: str = "project") -> Float[Tensor, "... hidden"]:  # fmt: skip
+def amplify(
+    tokens: Float[Tensor, "... hidden"],
+    directions: Float[Tensor, "direction hidden"],
+    alpha: float,
+    mode: str = "project",
+) -> Float[Tensor, "... hidden"]:
     """Image tokens with directions amplified.
 
     mode "project" (the authors' code): h += alpha * (h.w / w.w) * w for each direction w, from the same h.
@@ -378,14 +442,24 @@ def amplify(tokens: Float[Tensor, "... hidden"], directions: Float[Tensor, "dire
     return tokens + alpha * weight @ w
 
 
-def amplification_sweep(vlm: VLM, run: Run, directions: dict[str, Tensor], alphas: Sequence[float], ids: Ids,
-                        roles: Sequence[str], mode: str = "project", labels: pd.DataFrame | None = None,
-                        progress: bool = True, done: pd.DataFrame | None = None, save: Callable | None = None
-                        ) -> pd.DataFrame:  # fmt: skip
+def amplification_sweep(
+    vlm: VLM,
+    run: Run,
+    directions: dict[str, Tensor],
+    alphas: Sequence[float],
+    ids: Ids,
+    roles: Sequence[str],
+    mode: str = "project",
+    labels: pd.DataFrame | None = None,
+    progress: bool = True,
+    done: pd.DataFrame | None = None,
+    save: Callable | None = None,
+) -> pd.DataFrame:
     """Amplify directions in all image tokens at slot 0, for every alpha; columns `edit` (name) and `alpha`.
 
-    directions: {name: [direction, d] for all pairs, or [pair, direction, d]}. The picture is encoded once, and the
-    image part of a pair of questions about one picture (say, with the options in both orders) is run once.
+    directions: {name: [direction, d] for all pairs, or [pair, direction, d]}. The picture is encoded once,
+    and the image part of a pair of questions about one picture (say, with the options in both orders) is run
+    once.
     """
     table = Table(vlm, ids, tuple(roles), labels)
     todo = _rest(len(run), done)
@@ -403,7 +477,9 @@ def amplification_sweep(vlm: VLM, run: Run, directions: dict[str, Tensor], alpha
             for alpha in alphas:
                 if name in own:
                     each = zip(images, own[name][torch.as_tensor(first[chosen])], strict=True)
-                    versions[name, alpha] = torch.stack([amplify(x, each_w, alpha, mode) for x, each_w in each])
+                    versions[name, alpha] = torch.stack(
+                        [amplify(x, each_w, alpha, mode) for x, each_w in each]
+                    )
                 else:
                     versions[name, alpha] = amplify(images, w, alpha, mode)
         parts = []
@@ -436,13 +512,23 @@ def _numbers(rows: Tensor) -> np.ndarray:
     return np.unique(rows.flatten(1).cpu().numpy(), axis=0, return_inverse=True)[1].ravel()
 
 
-# --- attention knock-out ---------------------------------------------------------------------------------------------
+# --- attention knock-out ------------------------------------------------------------------------------------
 
 
-def knockout_sweep(vlm: VLM, run: Run, token_sets: dict[str, np.ndarray], ids: Ids, roles: Sequence[str],
-                   layers: Sequence[range] | None = None, labels: pd.DataFrame | None = None, progress: bool = True,
-                   done: pd.DataFrame | None = None, save: Callable | None = None) -> pd.DataFrame:  # fmt: skip
-    """Cut the last token off from image tokens in a range of layers; columns `edit` (set), `slot` (first layer), `stop`.
+def knockout_sweep(
+    vlm: VLM,
+    run: Run,
+    token_sets: dict[str, np.ndarray],
+    ids: Ids,
+    roles: Sequence[str],
+    layers: Sequence[range] | None = None,
+    labels: pd.DataFrame | None = None,
+    progress: bool = True,
+    done: pd.DataFrame | None = None,
+    save: Callable | None = None,
+) -> pd.DataFrame:
+    """Cut the last token off from image tokens in a range of layers; columns `edit` (set), `slot` (first
+    layer), `stop`.
 
     token_sets: {name: [token] or [pair, token]}. layers: ranges of layers, default each layer alone.
     """
@@ -459,15 +545,23 @@ def knockout_sweep(vlm: VLM, run: Run, token_sets: dict[str, np.ndarray], ids: I
         for group, part, places in groups:
             pairs, length = todo[group.rows[part].numpy()], group.plan.length
             starts = sorted({span.start for span in layers})
-            clean = vlm.ask(frame, group, part, past.rows(places), capture=starts, at=slice(-1, None), keep=True)
+            clean = vlm.ask(
+                frame, group, part, past.rows(places), capture=starts, at=slice(-1, None), keep=True
+            )
             before = clean.keys.first(length - 1)
-            parts.append(table.part(pairs, clean.last, run="clean", slot=BASELINE, stop=BASELINE, edit="none"))
+            parts.append(
+                table.part(pairs, clean.last, run="clean", slot=BASELINE, stop=BASELINE, edit="none")
+            )
             for name, tokens in token_sets.items():
                 hidden = frame.image[_sets(tokens, pairs)].expand(len(pairs), -1)
                 for span in layers:
                     cut = _blind(hidden, span, length)
-                    last = vlm.run(group.plan, clean.hidden[span.start], span.start, length - 1, before, mask=cut).last
-                    parts.append(table.part(pairs, last, run="patched", slot=span.start, stop=span.stop, edit=name))
+                    last = vlm.run(
+                        group.plan, clean.hidden[span.start], span.start, length - 1, before, mask=cut
+                    ).last
+                    parts.append(
+                        table.part(pairs, last, run="patched", slot=span.start, stop=span.stop, edit=name)
+                    )
         yield pd.concat(parts, ignore_index=True)
 
     return _collect(table, vlm.each(run.prompt, run.index, work, progress), done, save)

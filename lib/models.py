@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from lib.errors import UserError, unknown
@@ -15,7 +14,7 @@ from lib.paths import MODELS, files_digest, model_name, show
 
 SOURCES = {".json", ".safetensors", ".txt", ".model", ".jinja"}  # the files a model's answers depend on
 RESTORE = "restore them (git checkout, or copy them again)"
-EDGE = 1 << 20  # of files larger than 64 of these, digests see only the two ends and the size
+EDGE = 1 << 20  # bytes; of files larger than 64 of these, digests see the size and the two ends
 
 
 @dataclass(frozen=True)
@@ -71,23 +70,13 @@ def find_model(spec: str, folder: Path = MODELS) -> Model:
 def folder_digest(folder: Path) -> str:
     """Digest of a model folder, after a check that its weights are there and whole."""
     check_weights(folder)
-    return _files_digest(
-        tuple((path.name, *_stat(path)) for path in sorted(folder.iterdir()) if path.suffix in SOURCES),
-        folder,
-    )
-
-
-def _stat(path: Path) -> tuple[int, int]:
-    return path.stat().st_size, path.stat().st_mtime_ns
-
-
-@cache  # asked for once per notebook of a run; a changed size or time asks again
-def _files_digest(listing: tuple, folder: Path) -> str:
-    large = {name: size for name, size, _ in listing if size > 64 * EDGE}
-    digest = hashlib.sha256(files_digest({n: folder / n for n, *_ in listing if n not in large}).encode())
-    for name, size in large.items():
-        with open(folder / name, "rb") as file:
-            digest.update(f"{name} {size}".encode() + file.read(EDGE))
+    files = {path.name: path for path in folder.iterdir() if path.suffix in SOURCES}
+    large = {name: path for name, path in files.items() if path.stat().st_size > 64 * EDGE}
+    small = {name: path for name, path in files.items() if name not in large}
+    digest = hashlib.sha256(files_digest(small).encode())
+    for name, path in sorted(large.items()):
+        with open(path, "rb") as file:
+            digest.update(f"{name} {path.stat().st_size}".encode() + file.read(EDGE))
             file.seek(-EDGE, os.SEEK_END)
             digest.update(file.read())
     return digest.hexdigest()

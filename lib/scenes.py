@@ -1,7 +1,7 @@
 """Grids, entities and pictures: everything a model is shown (floor 1: numpy and Pillow only).
 
-A scene is data - entities, boxes in pixels, a backdrop - and `render` turns it into a picture. The same scene always
-gives the same pixels. Coordinates are (x, y) in pixels from the top left; image tokens are (row, column).
+A scene is data - entities, boxes in pixels, a backdrop - and `render` turns it into a picture. The same scene
+always gives the same pixels. Coordinates are (x, y) in pixels from the top left; image tokens (row, column).
 """
 
 from __future__ import annotations
@@ -13,21 +13,24 @@ from itertools import permutations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, UnidentifiedImageError
+from PIL import Image, ImageDraw
 
 from lib import pictures
-from lib.errors import UserError
+from lib.errors import UserError, unknown
 from lib.paths import OBJECTS
 
-# --- grids -----------------------------------------------------------------------------------------------------------
+# --- grids --------------------------------------------------------------------------------------------------
+
+ORIENTATIONS = ("horizontal", "vertical")
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The LM-side grid of image tokens of one model family and the place of three entities on it (PROTOCOL.md 1).
+    """The LM-side grid of image tokens of one model family and the place of three entities on it.
 
     side: tokens per row and column (N). pixels: pixels per token (P). entity: tokens per entity side (S).
-    gap: tokens between neighbouring entities (g). strips: widths of the first, middle and last strip in tokens.
+    gap: tokens between neighbouring entities (g). strips: widths of first, middle and last strip in tokens.
+    Values: PROTOCOL.md 1.
     """
 
     name: str
@@ -44,7 +47,7 @@ class Grid:
 
     @property
     def starts(self) -> tuple[int, int, int]:
-        """First token of each of the three slots along the axis of a row or column (rounded down when not exact)."""
+        """First token of each of the three slots along a row or column (rounded down when not exact)."""
         first = (self.side - 3 * self.entity - 2 * self.gap) // 2
         return tuple(first + k * (self.entity + self.gap) for k in range(3))
 
@@ -58,6 +61,22 @@ class Grid:
         first = sum(self.strips[:slot])
         return range(first, first + self.strips[slot])
 
+    def place(self, slot: int, orientation: str, shift: tuple[int, int] = (0, 0)) -> tuple[int, int]:
+        """First token (row, column) of the entity in `slot` of a row ("horizontal") or column ("vertical").
+
+        shift: displacement (rows, columns) of the whole line in tokens; off the grid is a UserError.
+        """
+        if orientation not in ORIENTATIONS:
+            raise unknown("orientation", orientation, ORIENTATIONS)
+        along, across = self.starts[slot], self.across
+        row, column = (across, along) if orientation == "horizontal" else (along, across)
+        row, column = row + shift[0], column + shift[1]
+        if not (0 <= row <= self.side - self.entity and 0 <= column <= self.side - self.entity):
+            raise UserError(
+                f"Shift {shift} pushes an entity off the {self.side} x {self.side} grid: use a smaller shift."
+            )
+        return row, column
+
 
 GRIDS = {
     grid.name: grid
@@ -69,7 +88,7 @@ GRIDS = {
     )
 }
 
-# --- entities --------------------------------------------------------------------------------------------------------
+# --- entities -----------------------------------------------------------------------------------------------
 
 COLOURS = {
     "red": (255, 0, 0),
@@ -86,10 +105,14 @@ OBJECT_NAMES = pictures.NAMES
 
 @dataclass(frozen=True)
 class Entity:
-    """A thing in a scene: a coloured shape (colour given) or an object picture (colour None)."""
+    """A thing in a scene: a coloured shape (colour given) or an object picture (colour None).
+
+    folder: where <noun>.png of an object lies; None for the project's own pictures.
+    """
 
     noun: str
     colour: str | None = None
+    folder: str | None = None
 
     @property
     def name(self) -> str:
@@ -101,29 +124,51 @@ class Entity:
 
 
 def palette(grid: Grid) -> tuple[str, ...]:
-    """The six colours of a family; Pixtral reads a thin brown cross as red, so it gets orange instead of brown."""
+    """The six colours of a family; Pixtral reads a thin brown cross as red, so it gets orange for brown."""
     fifth = "orange" if grid.name == "pixtral" else "brown"
     return ("red", "green", "blue", "black", fifth, "gray")
 
 
-def entities(setting: str, grid: Grid) -> tuple[Entity, ...]:
-    """The entities of a setting: squares (6), shapes (6, each with one colour) or objects (8)."""
+def entities(setting: str, grid: Grid, objects: str | Path | None = None) -> tuple[Entity, ...]:
+    """The entities of a setting: squares (6), shapes (6, each with one colour) or objects (8).
+
+    objects: a folder of your own pictures for the setting `objects`, see `own_objects`.
+    """
     match setting:
         case "squares":
             return tuple(Entity("square", colour) for colour in palette(grid))
         case "shapes":
             return tuple(Entity(shape, colour) for shape, colour in zip(SHAPES, palette(grid), strict=True))
         case "objects":
-            return tuple(Entity(name) for name in OBJECT_NAMES)
+            return own_objects(objects) if objects else tuple(Entity(name) for name in OBJECT_NAMES)
     raise UserError(f"Unknown setting {setting!r}: choose squares, shapes or objects.")
 
 
-def ordered_triples(setting: str, grid: Grid) -> list[tuple[Entity, Entity, Entity]]:
+def own_objects(folder: str | Path) -> tuple[Entity, ...]:
+    """One entity per PNG of a folder, in alphabetical order; the file's name is the object's name.
+
+    Every picture is opened at once, so that a bad one (unreadable, without transparency) is a UserError here,
+    not in the middle of a run. Five pictures are the least that last-token pairs can be built from.
+    """
+    folder = Path(folder).expanduser().resolve()
+    if not folder.is_dir():
+        raise UserError(f"No folder {folder}: name a folder with one PNG per object.")
+    names = sorted(path.stem for path in folder.glob("*.png"))
+    if len(names) < 5:
+        raise UserError(f"{folder} holds {len(names)} PNG pictures: at least 5 objects are needed.")
+    for name in names:
+        _object_picture(name, folder)
+    return tuple(Entity(name, folder=str(folder)) for name in names)
+
+
+def ordered_triples(
+    setting: str, grid: Grid, objects: str | Path | None = None
+) -> list[tuple[Entity, Entity, Entity]]:
     """All ordered triples of distinct entities: 120 for squares and shapes, 336 for objects."""
-    return list(permutations(entities(setting, grid), 3))
+    return list(permutations(entities(setting, grid, objects), 3))
 
 
-# --- scenes ----------------------------------------------------------------------------------------------------------
+# --- scenes -------------------------------------------------------------------------------------------------
 
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels, x1 and y1 exclusive
 
@@ -144,18 +189,18 @@ class Placement:
 
 @dataclass(frozen=True)
 class Backdrop:
-    """A square cut-out of a photograph: name, and the cut-out as fractions (left, top, side of the shorter edge)."""
+    """A square cut-out of a photograph."""
 
     photograph: str
-    left: float = 0.0
+    left: float = 0.0  # where it lies in the room that is left, 0 to 1
     top: float = 0.0
-    part: float = 1.0
+    part: float = 1.0  # its side as a fraction of the photograph's shorter edge
     mirrored: bool = False
 
 
 @dataclass(frozen=True)
 class Finish:
-    """What happens to a picture after drawing: light falling off in a direction, contrast, sensor noise, clutter."""
+    """What makes a picture less clean: light falling off in a direction, contrast, sensor noise, clutter."""
 
     light: float = 0.0  # strength of a linear gradient, 0 = even light, .5 = half as bright at the far side
     direction: float = 0.0  # degrees, where the light comes from
@@ -174,6 +219,10 @@ class Scene:
     backdrop: Backdrop | None = None
     finish: Finish | None = None
 
+    def image(self, canvas: int) -> Image.Image:
+        """The picture on a canvas of this side in pixels; every kind of picture here has this method."""
+        return render(self if canvas == self.canvas else resized(self, canvas))
+
 
 def token_box(row: int, column: int, size: int, grid: Grid) -> Box:
     """Pixel box of a size x size block of image tokens whose first token is (row, column)."""
@@ -182,27 +231,30 @@ def token_box(row: int, column: int, size: int, grid: Grid) -> Box:
 
 
 def line_scene(
-    triple: tuple[Entity | None, ...], grid: Grid, orientation: str, shift: tuple[int, int] = (0, 0), backdrop: Backdrop | None = None
+    triple: tuple[Entity | None, ...],
+    grid: Grid,
+    orientation: str,
+    shift: tuple[int, int] = (0, 0),
+    backdrop: Backdrop | None = None,
 ) -> Scene:
     """Three entities in a centred row ("horizontal") or column ("vertical").
 
-    None leaves a slot empty: (None, e, None) is the isolated-middle reference, (None, None, None) the empty one.
+    None leaves a slot empty: (None, e, None) is an isolated-middle reference, (None,) * 3 the empty one.
     shift: whole-scene displacement (rows, columns) in tokens.
     """
-    placements = []
-    for slot, entity in enumerate(triple):
-        along, across = grid.starts[slot], grid.across
-        row, column = (across, along) if orientation == "horizontal" else (along, across)
-        row, column = row + shift[0], column + shift[1]
-        if not (0 <= row <= grid.side - grid.entity and 0 <= column <= grid.side - grid.entity):
-            raise UserError(f"Shift {shift} pushes an entity off the {grid.side} x {grid.side} grid: use a smaller shift.")
-        if entity is not None:
-            placements.append(Placement(entity, token_box(row, column, grid.entity, grid)))
-    return Scene(grid.canvas, tuple(placements), backdrop)
+    places = [grid.place(slot, orientation, shift) for slot in range(3)]
+    placements = tuple(
+        Placement(entity, token_box(*place, grid.entity, grid))
+        for entity, place in zip(triple, places, strict=True)
+        if entity is not None
+    )
+    return Scene(grid.canvas, placements, backdrop)
 
 
-def lattice_scene(table: tuple[tuple[Entity, ...], ...], grid: Grid, backdrop: Backdrop | None = None) -> Scene:
-    """Entities in a centred lattice, 2x2 or 3x3, given row by row, `gap` tokens apart."""
+def lattice_scene(
+    table: tuple[tuple[Entity | None, ...], ...], grid: Grid, backdrop: Backdrop | None = None
+) -> Scene:
+    """Entities in a centred 2x2 or 3x3 lattice, row by row, `gap` tokens apart; None leaves a place empty."""
     n = len(table)
     first = (grid.side - n * grid.entity - (n - 1) * grid.gap) // 2
     step = grid.entity + grid.gap
@@ -212,6 +264,7 @@ def lattice_scene(table: tuple[tuple[Entity, ...], ...], grid: Grid, backdrop: B
             Placement(entity, token_box(first + r * step, first + c * step, grid.entity, grid))
             for r, line in enumerate(table)
             for c, entity in enumerate(line)
+            if entity is not None
         ),
         backdrop,
     )
@@ -231,17 +284,22 @@ def random_backdrop(rng: np.random.Generator, photographs: tuple[str, ...]) -> B
     return Backdrop(str(rng.choice(photographs)), rng.uniform(), rng.uniform(), part, bool(rng.integers(2)))
 
 
-def natural_scene(rng: np.random.Generator, canvas: int, photographs: tuple[str, ...]) -> Scene:
-    """The naturalistic setting: 2-5 different objects of threefold sizes, off the grid, partly overlapping, in clutter."""
-    names = rng.choice(OBJECT_NAMES, size=rng.integers(2, 6), replace=False)
+def natural_scene(
+    rng: np.random.Generator, canvas: int, photographs: tuple[str, ...], objects: tuple[Entity, ...] = ()
+) -> Scene:
+    """The naturalistic setting: 2-5 objects of threefold sizes, off the grid, overlapping, in clutter.
+
+    objects: what to draw from; without them the project's own eight.
+    """
+    things = objects or tuple(Entity(name) for name in OBJECT_NAMES)
     placements: list[Placement] = []
-    for name in names:
+    for k in rng.choice(len(things), size=rng.integers(2, 6), replace=False):
         for _ in range(50):  # a crowded canvas may have no free place left: then the object is left out
             side = canvas * rng.uniform(0.11, 0.33)
             x, y = rng.uniform(0, canvas - side, size=2)
             box = (x, y, x + side, y + side)
             if all(overlap(box, other.box) < 0.25 for other in placements):
-                placements.append(Placement(Entity(str(name)), box, rng.uniform(-25, 25)))
+                placements.append(Placement(things[k], box, rng.uniform(-25, 25)))
                 break
     finish = Finish(
         light=rng.uniform(0, 0.5),
@@ -254,7 +312,7 @@ def natural_scene(rng: np.random.Generator, canvas: int, photographs: tuple[str,
     return Scene(canvas, tuple(placements), random_backdrop(rng, photographs), finish)
 
 
-# --- drawing ---------------------------------------------------------------------------------------------------------
+# --- drawing ------------------------------------------------------------------------------------------------
 
 _POLYGONS = {  # vertices in the unit square
     "square": [(0, 0), (1, 0), (1, 1), (0, 1)],
@@ -263,13 +321,18 @@ _POLYGONS = {  # vertices in the unit square
         (0.5 + r * np.sin(k * np.pi / 5), 0.53 - r * np.cos(k * np.pi / 5))
         for k, r in ((k, 0.53 if k % 2 == 0 else 0.22) for k in range(10))
     ],
-    "cross": [
-        (a, b) for a, b in zip(
+    "cross": list(
+        zip(
             (0.33, 0.67, 0.67, 1, 1, 0.67, 0.67, 0.33, 0.33, 0, 0, 0.33),
-            (0, 0, 0.33, 0.33, 0.67, 0.67, 1, 1, 0.67, 0.67, 0.33, 0.33), strict=True)
-    ],
+            (0, 0, 0.33, 0.33, 0.67, 0.67, 1, 1, 0.67, 0.67, 0.33, 0.33),
+            strict=True,
+        )
+    ),
     "heart": [
-        (0.5 + 0.5 * np.sin(t) ** 3, 0.45 - (13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)) / 32)
+        (
+            0.5 + 0.5 * np.sin(t) ** 3,
+            0.45 - (13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)) / 32,
+        )
         for t in np.linspace(0, 2 * np.pi, 60)
     ],
 }
@@ -280,8 +343,9 @@ _SUPERSAMPLING = 4
 def _sprite(entity: Entity, width: int, height: int, turn: float = 0.0) -> Image.Image:
     """The entity as an RGBA picture of exactly width x height pixels."""
     if entity.colour is None:
-        picture = _object_picture(entity.noun, OBJECTS)
-        return (picture.rotate(turn, Image.Resampling.BILINEAR) if turn else picture).resize((width, height), Image.Resampling.BOX)
+        picture = _object_picture(entity.noun, Path(entity.folder or OBJECTS))
+        turned = picture.rotate(turn, Image.Resampling.BILINEAR) if turn else picture
+        return turned.resize((width, height), Image.Resampling.BOX)
     big = (width * _SUPERSAMPLING, height * _SUPERSAMPLING)
     mask = Image.new("L", big, 0)
     draw = ImageDraw.Draw(mask)
@@ -300,21 +364,33 @@ def _sprite(entity: Entity, width: int, height: int, turn: float = 0.0) -> Image
 
 @lru_cache(maxsize=64)
 def _object_picture(name: str, folder: Path) -> Image.Image:
-    """The stored picture of an object at 112 px (RGBA); `folder` may be a user's own."""
-    path = Path(folder) / f"{name}.png"
+    """The stored picture of an object at 112 px (RGBA); `folder` may be a user's own.
+
+    A picture that is not square is centred on a transparent square, so that it keeps its proportions.
+    """
+    path = folder / f"{name}.png"
+    remedy = "run `python -m lib.pictures`" if folder == OBJECTS else "use a PNG with transparent background"
     try:
         picture = Image.open(path)
-        if picture.mode != "RGBA":
+        if not picture.has_transparency_data:
             raise UserError(f"{path} has no transparent background: save it as PNG with alpha.")
-        return picture.resize((112, 112), Image.Resampling.LANCZOS)
+        picture = picture.convert("RGBA")
     except FileNotFoundError:
-        raise UserError(f"No picture {path}: put one PNG per object there, or run `python -m lib.pictures`.") from None
-    except (UnidentifiedImageError, OSError, SyntaxError) as problem:
-        raise UserError(f"{path} is not a readable PNG ({problem}): replace it, or run `python -m lib.pictures`.") from None
+        if folder == OBJECTS and name not in OBJECT_NAMES:
+            raise unknown("object", name, OBJECT_NAMES) from None
+        raise UserError(f"There is no picture {path}: {remedy}.") from None
+    except (OSError, SyntaxError, ValueError) as problem:
+        raise UserError(f"{path} is not a readable picture ({problem}): {remedy}.") from None
+    if picture.width != picture.height:
+        side = max(picture.size)
+        square = Image.new("RGBA", (side, side))
+        square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+        picture = square
+    return picture.resize((112, 112), Image.Resampling.LANCZOS)
 
 
 # Photographs that scikit-image ships in its wheel. Sources and licences: data/README.md.
-PHOTOGRAPHS = ("astronaut", "brick", "chelsea", "coffee", "coins", "grass", "gravel", "hubble_deep_field", "rocket")
+PHOTOGRAPHS = tuple("astronaut brick chelsea coffee coins grass gravel hubble_deep_field rocket".split())
 HELD_OUT_PHOTOGRAPHS = ("astronaut", "coins", "gravel")  # never seen by the reference models in training
 TRAINING_PHOTOGRAPHS = tuple(name for name in PHOTOGRAPHS if name not in HELD_OUT_PHOTOGRAPHS)
 _PHOTOGRAPH_FILES = {"hubble_deep_field": "hubble_deep_field.jpg", "rocket": "rocket.jpg"}
@@ -329,7 +405,8 @@ def _photograph(name: str) -> Image.Image:
     with resources.as_file(source) as path:
         picture = Image.open(path).convert("RGB")
     scale = 400 / min(picture.size)
-    return picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.LANCZOS)
+    size = (round(picture.width * scale), round(picture.height * scale))
+    return picture.resize(size, Image.Resampling.LANCZOS)
 
 
 def _draw_backdrop(backdrop: Backdrop, canvas: int) -> Image.Image:
@@ -360,14 +437,17 @@ def _light_and_noise(picture: Image.Image, finish: Finish) -> Image.Image:
     along = np.cos(angle) * ramp[None, :] - np.sin(angle) * ramp[:, None]
     pixels = 128 + finish.contrast * (pixels - 128)
     pixels *= (1 - finish.light * (0.5 - along))[..., None]
-    pixels += np.random.default_rng(finish.seed).standard_normal(pixels.shape, dtype=np.float32) * finish.noise
+    rng = np.random.default_rng(finish.seed)
+    pixels += rng.standard_normal(pixels.shape, dtype=np.float32) * finish.noise
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
 def render(scene: Scene) -> Image.Image:
     """The scene as an RGB picture of canvas x canvas pixels."""
-    size = (scene.canvas, scene.canvas)
-    picture = _draw_backdrop(scene.backdrop, scene.canvas) if scene.backdrop else Image.new("RGB", size, "white")
+    if scene.backdrop:
+        picture = _draw_backdrop(scene.backdrop, scene.canvas)
+    else:
+        picture = Image.new("RGB", (scene.canvas, scene.canvas), "white")
     if scene.finish:
         _draw_clutter(picture, scene.finish)
     for placement in scene.placements:

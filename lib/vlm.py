@@ -1,251 +1,115 @@
-"""One adapter over transformers' vision-language models (floor 2): read, write and rerun the residual stream exactly.
+"""One adapter over transformers' vision-language models (floor 2): read, write and rerun the residual stream
+exactly.
 
-The model is transformers' own; nothing of it is re-implemented. Every language-model layer is called with exactly the
-keyword arguments that transformers' own forward pass hands to it (a `Plan`, recorded with hooks), so rotary positions,
-sliding windows and masks of every family are right by construction, and a run can start at any slot, at any token,
-against cached keys and values.
+The model is transformers' own; nothing of it is re-implemented. Every language-model layer is called with
+exactly the keyword arguments that transformers' own forward pass hands to it (a `Plan`, recorded with hooks),
+so rotary positions, sliding windows and masks of every family are right by construction, and a run can start
+at any slot, at any token, against cached keys and values.
 
-Vocabulary: slot l is the residual stream at the input of language-model layer l, slot L the output of the last layer
-before the final norm. Image tokens are numbered in raster order, r * N + c.
+Vocabulary: slot l is the residual stream at the input of language-model layer l, slot L the output of the
+last layer before the final norm. Image tokens are numbered in raster order, r * N + c.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from lib.errors import UserError
-from lib.families import CHECKPOINTS, Family, family_of
-from lib.paths import MODELS
+from lib.families import Family
+from lib.loading import chat, read
 from lib.questions import SYSTEM_TEXT
 from lib.scenes import Grid
+from lib.streams import (
+    Edit,
+    Enough,
+    Frame,
+    Group,
+    Hidden,
+    Ids,
+    ImageTokens,
+    KeyValues,
+    Output,
+    Plan,
+    Prompt,
+    hooks,
+    pick,
+    put,
+    run_batches,
+    take,
+)
 
-ImageTokens = Float[Tensor, "image token hidden"]  # after the projector; token = row * N + column
-Hidden = Float[Tensor, "batch token hidden"]  # residual stream of the language model at one slot
-Ids = Int[Tensor, "batch role spelling"]  # candidate token ids, padded with -1
-Edit = Callable[[Tensor], Tensor]  # residual stream in, residual stream out; never in place
+__all__ = [
+    "VLM",
+    "Edit",
+    "Frame",
+    "Group",
+    "Hidden",
+    "Ids",
+    "ImageTokens",
+    "KeyValues",
+    "Output",
+    "Plan",
+    "Prompt",
+    "hooks",
+    "load",
+    "pick",
+    "put",
+    "run_batches",
+    "take",
+]
 
 
+def load(
+    name: str | Path = "reference",
+    device: str = "auto",
+    dtype: torch.dtype | str | None = None,
+    attn: str = "sdpa",
+    revision: str | None = None,
+    device_map=None,
+    grid: Grid | None = None,
+) -> VLM:
+    """A model ready for experiments.
 
-
-# --- hooks -----------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def hooks(*registrations: tuple[torch.nn.Module, str, Callable]):
-    """Own forward hooks for the length of a block: (module, "before" or "after", function); always removed.
-
-    A function before a layer gets (module, args, kwargs), one after it (module, args, output). They run ahead of hooks
-    that are already there, so that transformers' own recording of hidden states sees what they write.
+    name: an embedded model (reference, joint, ...), a short name from lib.families.CHECKPOINTS, a hub id, or
+    a folder. device: "auto" takes a GPU where there is one. dtype: float32 on a CPU and bfloat16 on a GPU
+    when not given. attn: "sdpa" or "eager". device_map: passed to transformers ("auto" spreads a large model
+    over GPUs and CPU); `device` is then ignored. grid: another token grid, for encoders that take pictures of
+    any size.
     """
-    handles = []
-    try:
-        for module, when, function in registrations:
-            if when == "before":
-                handle = module.register_forward_pre_hook(function, with_kwargs=True, prepend=True)
-            else:
-                handle = module.register_forward_hook(function, prepend=True)
-            handles.append(handle)
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-# --- keys and values -------------------------------------------------------------------------------------------------
-
-
-class _Enough(Exception):
-    """Raised where a run has all it came for; what would follow is not computed."""
-
-
-class KeyValues:
-    """Keys and values of a stretch of tokens, layer by layer: the part of a transformers cache that attention calls.
-
-    past: keys and values of the tokens before. layers: {layer: (keys, values)}, each [batch, head, token, head size],
-    holds past and new tokens together when `keep` is set. `enough` names a layer after whose keys and values the run
-    may stop: nobody will read its output.
-    """
-
-    def __init__(self, past: KeyValues | None = None, keep: bool = True, enough: int | None = None):
-        self.past = past.layers if past else {}
-        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
-        self.keep, self.enough = keep, enough
-
-    def update(self, keys: Tensor, values: Tensor, layer: int, *_, **__) -> tuple[Tensor, Tensor]:
-        if layer in self.past:
-            old_keys, old_values = self.past[layer]
-            rows = (keys.shape[0], -1, -1, -1)
-            keys = torch.cat([old_keys.to(keys.device).expand(*rows), keys], dim=2)
-            values = torch.cat([old_values.to(values.device).expand(*rows), values], dim=2)
-        if self.keep:
-            self.layers[layer] = (keys, values)
-        if layer == self.enough:
-            raise _Enough
-        return keys, values
-
-    def _map(self, function: Callable[[Tensor], Tensor]) -> KeyValues:
-        out = KeyValues()
-        out.layers = {layer: (function(k), function(v)) for layer, (k, v) in self.layers.items()}
-        return out
-
-    def first(self, tokens: int) -> KeyValues:
-        """Those of the first tokens only (a view)."""
-        return self._map(lambda x: x[:, :, :tokens])
-
-    def rows(self, index) -> KeyValues:
-        """Those of chosen batch rows; rows may repeat."""
-        return self._map(lambda x: x[torch.as_tensor(index, device=x.device)])
-
-
-# --- prompts and plans -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """Tokenised questions, padded on the left. The last token of every row is the one that predicts the answer."""
-
-    ids: Int[Tensor, "batch token"]
-    mask: Bool[Tensor, "batch token"]  # False where padded
-    image: Int[Tensor, "batch image_token"]  # places of the image tokens in raster order, picture after picture
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    @property
-    def length(self) -> int:
-        return self.ids.shape[1]
-
-    def rows(self, index) -> Prompt:
-        """Chosen rows, without padding that none of them needs."""
-        index = torch.as_tensor(index, dtype=torch.long)
-        cut = int((~self.mask[index]).sum(1).min())
-        return Prompt(self.ids[index, cut:], self.mask[index, cut:], self.image[index] - cut)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What transformers hands to each language-model layer, for a batch of prompts or for one row that fits them all."""
-
-    layers: tuple[dict, ...]
-    length: int
-
-    def part(self, layer: int, first: int, stop: int) -> dict:
-        """Keyword arguments of a layer when only tokens first..stop-1 are computed, seeing all tokens up to stop."""
-        out = dict(self.layers[layer])
-        cos, sin = out["position_embeddings"]
-        out["position_embeddings"] = (cos[..., first:stop, :], sin[..., first:stop, :])
-        if out.get("position_ids") is not None:
-            out["position_ids"] = out["position_ids"][..., first:stop]
-        mask = out["attention_mask"]
-        if mask is not None:
-            out["attention_mask"] = mask[..., first:stop, :stop]
-        elif first > 0 and stop - first > 1:  # without a mask, attention takes the queries for the first tokens
-            out["attention_mask"] = _causal(first, stop, cos.device)
-        return out
-
-    def variants(self, layer: int, count: int) -> dict:
-        """Keyword arguments when `count` versions of the last token are computed side by side, each seeing the tokens
-        before and itself, none another."""
-        out = dict(self.layers[layer])
-        out["position_embeddings"] = tuple(
-            x[..., -1:, :].expand(*x.shape[:-2], count, x.shape[-1]) for x in out["position_embeddings"]
-        )
-        if out.get("position_ids") is not None:
-            ids = out["position_ids"][..., -1:]
-            out["position_ids"] = ids.expand(*ids.shape[:-1], count)
-        mask = out["attention_mask"]
-        own = torch.eye(count, dtype=torch.bool, device=out["position_embeddings"][0].device)
-        if mask is None:
-            before = torch.ones(1, 1, count, self.length - 1, dtype=torch.bool, device=own.device)
-        else:
-            before = mask[..., -1:, : self.length - 1].expand(-1, -1, count, -1)
-            if mask.dtype != torch.bool:  # an additive mask
-                own = torch.zeros_like(own, dtype=mask.dtype).masked_fill(~own, torch.finfo(mask.dtype).min)
-        own = own.expand(*before.shape[:2], count, count)
-        out["attention_mask"] = torch.cat([before, own.to(before.device)], dim=-1)
-        return out
-
-
-def _causal(first: int, stop: int, device) -> Bool[Tensor, "1 1 query key"]:
-    keys = torch.arange(stop, device=device)
-    return (keys[None, :] <= keys[first:stop, None])[None, None]
-
-
-@dataclass(frozen=True)
-class Group:
-    """Prompts of one length and layout, so that they can run together without padding."""
-
-    rows: Int[Tensor, "row"]  # which rows of the whole prompt
-    prompt: Prompt
-    plan: Plan
-
-
-@dataclass(frozen=True)
-class Frame:
-    """Prompts that are equal up to the last image token: their image part is computed once per picture.
-
-    first: place of the first image token; split: place after the last one, where the question begins.
-    """
-
-    first: int
-    split: int
-    groups: tuple[Group, ...]
-
-    @property
-    def image(self) -> Int[Tensor, "image_token"]:
-        return self.groups[0].prompt.image[0]
-
-
-@dataclass
-class Output:
-    """What a run gives: the state of the last token at slot L, and what was captured at the slots asked for."""
-
-    last: Float[Tensor, "batch hidden"] | None
-    hidden: dict[int, Hidden] = field(default_factory=dict)
-    keys: KeyValues | None = None
-
-
-def pick(images, index) -> ImageTokens:
-    """Image tokens by number, from a tensor or from a function that makes them."""
-    return images[torch.as_tensor(index, device=images.device)] if isinstance(images, Tensor) else images(index)
-
-
-def put(hidden: Tensor, positions: Tensor, values: Tensor) -> Tensor:
-    """A copy of hidden [batch, token, d] with the vectors at positions [token] or [batch, token] replaced."""
-    positions = torch.as_tensor(positions, device=hidden.device).expand(len(hidden), -1)
-    index = positions[..., None].expand(-1, -1, hidden.shape[-1])
-    return hidden.scatter(1, index, values.to(hidden.device, hidden.dtype).expand(index.shape))
-
-
-def take(hidden: Tensor, positions: Tensor) -> Tensor:
-    """The vectors at positions [token] or [batch, token] of hidden [batch, token, d]."""
-    positions = torch.as_tensor(positions, device=hidden.device).expand(len(hidden), -1)
-    return hidden.gather(1, positions[..., None].expand(-1, -1, hidden.shape[-1]))
-
-
-# --- the adapter -----------------------------------------------------------------------------------------------------
+    found = read(name, device, dtype, attn, revision, device_map)
+    return VLM(found.model, found.tokenizer, found.processor, found.family, grid, found.name, found.template)
 
 
 class VLM:
     """A vision-language model with its tokenizer and image processor; see `load`."""
 
-    def __init__(self, model, tokenizer, processor, family: Family, grid: Grid | None = None, name: str = "model",
-                 template: str | None = None):
-        self.model, self.tokenizer, self.processor, self.family, self.name = model.eval(), tokenizer, processor, family, name
+    def __init__(
+        self,
+        model,
+        tokenizer,
+        processor,
+        family: Family,
+        grid: Grid | None = None,
+        name: str = "model",
+        template: str | None = None,
+    ):
+        self.model, self.tokenizer, self.processor, self.family, self.name = (
+            model.eval(),
+            tokenizer,
+            processor,
+            family,
+            name,
+        )
         self.template = template
         self.config = model.config
         self.merge = _merge(family, model.config)  # encoder patches per image token and side
@@ -256,7 +120,9 @@ class VLM:
         self.encoder_layers = self.base.get_submodule(family.encoder)
         self.projector = self.base.get_submodule(family.projector)
         self.image_id = next(
-            i for i in (getattr(self.config, key, None) for key in ("image_token_id", "image_token_index")) if i is not None
+            i
+            for i in (getattr(self.config, key, None) for key in ("image_token_id", "image_token_index"))
+            if i is not None
         )
         self.special = dict(getattr(self.config, "dual_mechanisms", None) or {})
         self._plans: dict = {}
@@ -277,13 +143,16 @@ class VLM:
 
     @property
     def device(self) -> torch.device:
-        return self.model.get_input_embeddings().weight.device
+        """Where inputs go; weights that are offloaded have no device of their own."""
+        table = self.model.get_input_embeddings()
+        offloaded = table.weight.device.type == "meta"
+        return torch.device(table._hf_hook.execution_device) if offloaded else table.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
         return self.model.dtype
 
-    # pictures --------------------------------------------------------------------------------------------------------
+    # pictures -----------------------------------------------------------------------------------------------
 
     def _pixels(self, images: Sequence[Image.Image]) -> dict:
         """The arguments of get_image_features for a list of pictures of exactly the canvas size."""
@@ -292,7 +161,8 @@ class VLM:
             if image.size != (side, side):
                 raise UserError(
                     f"{self.name} needs pictures of {side} x {side} pixels ({self.grid.side} tokens of "
-                    f"{self.grid.pixels} pixels), not {image.size[0]} x {image.size[1]}: render or resize them to that."
+                    f"{self.grid.pixels} pixels), not {image.size[0]} x {image.size[1]}: "
+                    "render or resize them to that."
                 )
         images = [image.convert("RGB") for image in images]
         if self.family.extra:  # as in a prompt of several pictures: the whole picture once, no tiles
@@ -301,12 +171,15 @@ class VLM:
         out = {key: out[key] for key in self.family.inputs}
         if self.family.extra:
             count = len(images[0]) if images[0][0] is not images[0][-1] else 1
-            out = {key: value[:count] for key, value in out.items()} | {"batch_num_images": torch.tensor([count + 1])}
+            out = {key: value[:count] for key, value in out.items()} | {
+                "batch_num_images": torch.tensor([count + 1])
+            }
         return {key: value.to(self.device) for key, value in out.items()}
 
     @property
-    def _patch_order(self) -> Int[Tensor, "patch"]:
-        """Raster number of the patch at each place of the encoder's sequence (one picture, class token left out)."""
+    def _patch_order(self) -> Int[Tensor, " patch"]:
+        """Raster number of the patch at each place of the encoder's sequence (one picture, class token left
+        out)."""
         return _patch_order(self.family.order, self.grid.side, self.merge, _window(self.config, self.family))
 
     def _to_raster(self, hidden: Tensor, count: int) -> Float[Tensor, "image patch hidden"]:
@@ -322,8 +195,9 @@ class VLM:
             return out.reshape(like.shape)
         return torch.cat([like[:, :1], out], dim=1) if self.family.order == "class" else out
 
-    def patches(self, tokens) -> Int[np.ndarray, "patch"]:
-        """Raster numbers of the encoder patches under image tokens (several patches where the projector merges them)."""
+    def patches(self, tokens) -> Int[np.ndarray, " patch"]:
+        """Raster numbers of the encoder patches under image tokens (several patches where the projector
+        merges them)."""
         merge, side = self.merge, self.grid.side
         row, column = np.divmod(np.asarray(tokens), side)
         inner_row, inner_column = np.divmod(np.arange(merge * merge), merge)
@@ -331,13 +205,18 @@ class VLM:
         return (rows * side * merge + column[..., None] * merge + inner_column).reshape(*row.shape[:-1], -1)
 
     @torch.no_grad()
-    def encode(self, images: Sequence[Image.Image], edits: dict[int, Callable] | None = None,
-               capture: Iterable[int] = (), progress: bool = False):
+    def encode(
+        self,
+        images: Sequence[Image.Image],
+        edits: dict[int, Callable] | None = None,
+        capture: Iterable[int] = (),
+        progress: bool = False,
+    ):
         """Image tokens of pictures: [image, N*N, hidden], after the projector, in raster order.
 
-        edits: {encoder slot: function(stream, index)}: the residual stream [image, patch, width] with patches in raster
-        order, and which pictures these are. capture: encoder slots to return, too; then the result is a pair
-        (tokens, {slot: [image, patch, width]}).
+        edits: {encoder slot: function(stream, index)}: the residual stream [image, patch, width] with patches
+        in raster order, and which pictures these are. capture: encoder slots to return, too; then the result
+        is a pair (tokens, {slot: [image, patch, width]}).
         """
         edits, capture = edits or {}, list(capture)
         tokens, read = [], {slot: [] for slot in capture}
@@ -364,7 +243,8 @@ class VLM:
         return out.reshape(-1, self.grid.side**2 + self.family.extra, out.shape[-1])
 
     def _encoder_hooks(self, index, edits: dict[int, Callable], seen: dict, capture: set) -> list:
-        """Hooks that read and write the encoder's residual stream at slots; slot e > 0 is written as output of e - 1."""
+        """Hooks that read and write the encoder's residual stream at slots; slot e > 0 is written as output
+        of e - 1."""
 
         def visit(slot: int, hidden: Tensor) -> Tensor:
             patches = self._to_raster(hidden, len(index))
@@ -388,9 +268,13 @@ class VLM:
 
         wanted = set(edits) | capture
         out = [(self.encoder_layers[0], "before", before)] if 0 in wanted else []
-        return out + [(self.encoder_layers[slot - 1], "after", after(slot)) for slot in sorted(wanted) if slot > 0]
+        return out + [
+            (self.encoder_layers[slot - 1], "after", after(slot)) for slot in sorted(wanted) if slot > 0
+        ]
 
-    def distinct(self, images: Sequence[Image.Image], progress: bool = False) -> tuple[ImageTokens, np.ndarray]:
+    def distinct(
+        self, images: Sequence[Image.Image], progress: bool = False
+    ) -> tuple[ImageTokens, np.ndarray]:
         """Image tokens of the distinct pictures among images, and for each image its row there."""
         known: dict[bytes, int] = {}
         index, first = [], []
@@ -402,20 +286,20 @@ class VLM:
             index.append(known[digest])
         return self.encode([images[i] for i in first], progress=progress), np.array(index)
 
-    # questions -------------------------------------------------------------------------------------------------------
+    # questions ----------------------------------------------------------------------------------------------
 
     def text(self, question: str, system: str | None = SYSTEM_TEXT, images: int = 1) -> str:
         """The chat text of a question, with every picture written out as its image tokens."""
         token = self.tokenizer.convert_ids_to_tokens(self.image_id)
         placeholder = self.family.placeholder or token
-        text = _chat(self.tokenizer, self.template, question, system, images, placeholder, self.name)
+        text = chat(self.tokenizer, self.template, question, system, images, placeholder, self.name)
         side, record = self.grid.side, self.family
         rows = (token * side + record.row_break) * (side - 1) + token * side + record.last_break
         picture = record.before + rows + token * record.extra + record.after
         return picture.join(text.split(placeholder))
 
     def tokens(self, questions: Sequence[str], system: str | None = SYSTEM_TEXT, images: int = 1) -> Prompt:
-        """Tokenised questions as one batch, padded on the left; `images` pictures stand before each question."""
+        """Tokenised questions as one batch, padded on the left; `images` pictures before each question."""
         per_picture = self.grid.side**2 + self.family.extra
         rows = []
         for question in questions:
@@ -427,7 +311,8 @@ class VLM:
                 places = (ids == self.image_id).nonzero()[:, 0]
                 if len(places) != images * per_picture:
                     raise UserError(
-                        f"{self.name}: the prompt has {len(places)} image tokens instead of {images * per_picture}; "
+                        f"{self.name}: the prompt has {len(places)} image tokens instead of "
+                        f"{images * per_picture}; "
                         "the tokenizer does not know the image token, or the question contains it."
                     )
                 places = places.reshape(images, per_picture)[:, : self.grid.side**2].reshape(-1)
@@ -444,8 +329,9 @@ class VLM:
     def candidates(self, words: Sequence[Sequence[str]] | Sequence[str]) -> Ids:
         """Token ids of the spellings of words: [row, role, spelling], padded with -1, no id twice.
 
-        words: one list of words per row (all of one length), or one list for a single row. The spellings of a word are
-        itself in lower case and capitalised, each with and without a leading space; each must be one token.
+        words: one list of words per row (all of one length), or one list for a single row. The spellings of a
+        word are itself in lower case and capitalised, each with and without a leading space; each must be one
+        token.
         """
         table = [words] if words and isinstance(words[0], str) else words
         rows = [[self._spellings(word) for word in row] for row in table]
@@ -469,11 +355,12 @@ class VLM:
         if len(ids) != 1 or ids[0] == self.tokenizer.unk_token_id:
             pieces = self.tokenizer.convert_ids_to_tokens(ids)
             raise UserError(
-                f"The word {word!r} is not one token for {self.name}: {form!r} becomes {pieces}. Choose another word."
+                f"The word {word!r} is not one token for {self.name}: {form!r} becomes {pieces}. "
+                "Choose another word."
             )
         return ids[0]
 
-    # language model: plans -------------------------------------------------------------------------------------------
+    # language model: plans ----------------------------------------------------------------------------------
 
     def embed(self, prompt: Prompt, images: ImageTokens, index=None) -> Hidden:
         """Slot 0 of prompts: text embeddings with image tokens in their places.
@@ -489,7 +376,7 @@ class VLM:
         return put(text, prompt.image.to(text.device), images.reshape(len(prompt), -1, images.shape[-1]))
 
     def _positions(self, prompt: Prompt) -> Tensor:
-        """Position ids as transformers makes them; `dual_mechanisms` of our calibration models is honoured."""
+        """Position ids as transformers makes them, or as `dual_mechanisms` of a calibration model asks."""
         mask = prompt.mask.to(self.device)
         if self.family.positions == "mrope":
             side = self.grid.side * self.merge
@@ -503,7 +390,9 @@ class VLM:
             )
             return positions
         step = mask.long()
-        if self.special.get("image_positions") == "shared":  # image tokens share the place of the first of them
+        if (
+            self.special.get("image_positions") == "shared"
+        ):  # image tokens share the place of the first of them
             step = step.scatter(1, prompt.image[:, 1:].to(self.device), 0)
         return (step.cumsum(-1) - 1).clamp(min=0)
 
@@ -521,7 +410,8 @@ class VLM:
 
     @torch.no_grad()
     def plan(self, prompt: Prompt) -> Plan:
-        """What transformers hands to each layer for these prompts; one row when none is padded and all are alike."""
+        """What transformers hands to each layer for these prompts; one row when none is padded and all are
+        alike."""
         alike = bool(prompt.mask.all()) and bool((prompt.image == prompt.image[0]).all())
         if alike:
             prompt = prompt.rows([0])
@@ -536,7 +426,7 @@ class VLM:
             def record(module, args, kwargs):
                 seen[layer] = {k: v for k, v in kwargs.items() if k not in ("past_key_values", "use_cache")}
                 if layer == len(self.layers) - 1:
-                    raise _Enough
+                    raise Enough
 
             return record
 
@@ -549,7 +439,7 @@ class VLM:
                     use_cache=False,
                     **extra,
                 )
-            except _Enough:
+            except Enough:
                 pass
         out = Plan(tuple(seen[i] for i in range(len(self.layers))), prompt.length)
         if alike:
@@ -557,7 +447,8 @@ class VLM:
         return out
 
     def frames(self, prompt: Prompt) -> list[Frame]:
-        """Prompts sorted into frames (equal up to the last image token) and groups (equal length), without padding."""
+        """Prompts sorted into frames (equal up to the last image token) and groups (equal length), without
+        padding."""
         groups: dict = {}
         for row in range(len(prompt)):
             one = prompt.rows([row])
@@ -573,17 +464,30 @@ class VLM:
             out.append(Frame(int(members[0].prompt.image[0, 0]), len(frame), tuple(members)))
         return out
 
-    # language model: runs --------------------------------------------------------------------------------------------
+    # language model: runs -----------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def run(self, plan: Plan, hidden: Hidden, start: int = 0, first: int = 0, past: KeyValues | None = None,
-            edits: dict[int, Edit] | None = None, capture: Iterable[int] = (), at: slice = slice(None),
-            keep: bool = False, keys_only: bool = False, mask: Callable[[int, dict], dict] | None = None) -> Output:
-        """Run layers start..L-1 on tokens first, first + 1, ... whose residual stream at slot `start` is `hidden`.
+    def run(
+        self,
+        plan: Plan,
+        hidden: Hidden,
+        start: int = 0,
+        first: int = 0,
+        past: KeyValues | None = None,
+        edits: dict[int, Edit] | None = None,
+        capture: Iterable[int] = (),
+        at: slice = slice(None),
+        keep: bool = False,
+        keys_only: bool = False,
+        mask: Callable[[int, dict], dict] | None = None,
+    ) -> Output:
+        """Run layers start..L-1 on tokens first, first + 1, ... whose residual stream at slot `start` is
+        `hidden`.
 
-        past: keys and values of the tokens before `first`. edits: {slot: function}; capture: slots to return (after
-        edits), of the tokens `at`. keep: return keys and values of all tokens so far. keys_only: nobody needs the output
-        of the last layer, only its keys and values. mask: may change the keyword arguments of a layer.
+        past: keys and values of the tokens before `first`. edits: {slot: function}; capture: slots to return
+        (after edits), of the tokens `at`. keep: return keys and values of all tokens so far. keys_only:
+        nobody needs the output of the last layer, only its keys and values. mask: may change the keyword
+        arguments of a layer.
         """
         edits, capture = edits or {}, set(capture)
         last = len(self.layers) - 1
@@ -601,18 +505,21 @@ class VLM:
             kwargs = mask(slot, kwargs) if mask else kwargs
             try:
                 hidden = _first(self.layers[slot](hidden, past_key_values=store, use_cache=True, **kwargs))
-            except _Enough:
+            except Enough:
                 return out
         out.last = hidden[:, -1]
         return out
 
     @torch.no_grad()
-    def run_last(self, plan: Plan, states: dict[int, Float[Tensor, "batch hidden"]],
-                 past: KeyValues) -> dict[int, Float[Tensor, "batch hidden"]]:
-        """The last token alone, entering at several slots at once, against cached keys and values of the tokens before.
+    def run_last(
+        self, plan: Plan, states: dict[int, Float[Tensor, "batch hidden"]], past: KeyValues
+    ) -> dict[int, Float[Tensor, "batch hidden"]]:
+        """The last token alone, entering at several slots at once, against cached keys and values of the
+        tokens before.
 
-        states: {slot: the last token's vector there}; returns {slot: its vector at slot L}. All versions run side by
-        side as queries that do not see each other: the whole sweep costs about one forward of one token per layer.
+        states: {slot: the last token's vector there}; returns {slot: its vector at slot L}. All versions run
+        side by side as queries that do not see each other: the whole sweep costs about one forward of one
+        token per layer.
         """
         slots = sorted(states)
         active: list[Tensor] = []
@@ -629,10 +536,19 @@ class VLM:
         return {slot: hidden[:, i] for i, slot in enumerate(slots)}
 
     @torch.no_grad()
-    def forward(self, prompt: Prompt, images: ImageTokens | None = None, index=None, from_slot: int = 0,
-                hidden: Hidden | None = None, edits: dict[int, Edit] | None = None, capture: Iterable[int] = (),
-                keep: bool = False) -> Output:
-        """A whole batch from slot 0 (given image tokens) or from a slot (given hidden states), padding and all."""
+    def forward(
+        self,
+        prompt: Prompt,
+        images: ImageTokens | None = None,
+        index=None,
+        from_slot: int = 0,
+        hidden: Hidden | None = None,
+        edits: dict[int, Edit] | None = None,
+        capture: Iterable[int] = (),
+        keep: bool = False,
+    ) -> Output:
+        """A whole batch from slot 0 (given image tokens) or from a slot (given hidden states), padding and
+        all."""
         if hidden is None:
             hidden = self.embed(prompt, images, index)
         return self.run(self.plan(prompt), hidden, from_slot, edits=edits, capture=capture, keep=keep)
@@ -649,12 +565,13 @@ class VLM:
 
     @torch.no_grad()
     def ask(self, frame: Frame, group: Group, rows, past: KeyValues, **options) -> Output:
-        """The question part of chosen rows of a group, against the keys and values of their pictures, row by row."""
+        """The question part of chosen rows of a group, against the keys and values of their pictures, row by
+        row."""
         ids = group.prompt.ids[rows, frame.split :].to(self.device)
         hidden = self.model.get_input_embeddings()(ids)
         return self.run(group.plan, hidden, first=frame.split, past=past, **options)
 
-    # answers ---------------------------------------------------------------------------------------------------------
+    # answers ------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def logits(self, last: Float[Tensor, "batch hidden"]) -> Float[Tensor, "batch vocabulary"]:
@@ -667,7 +584,8 @@ class VLM:
 
     @torch.no_grad()
     def score(self, last: Float[Tensor, "batch hidden"], ids: Ids) -> tuple[Tensor, Tensor]:
-        """Probability and logit of each candidate: [batch, role] each, summed over spellings (logit: log-sum-exp)."""
+        """Probability and logit of each candidate: [batch, role] each, summed over spellings (logit:
+        log-sum-exp)."""
         logits = self.logits(last)
         ids = ids.to(logits.device)
         picked = logits.gather(1, ids.clamp(min=0).flatten(1)).reshape(ids.shape)
@@ -675,13 +593,21 @@ class VLM:
         return (logit - logits.logsumexp(-1, keepdim=True)).exp(), logit
 
     @torch.no_grad()
-    def answer(self, images, questions: Sequence[str], words: Sequence[Sequence[str]], index=None,
-               system: str | None = SYSTEM_TEXT, progress: bool = True) -> pd.DataFrame:
+    def answer(
+        self,
+        images,
+        questions: Sequence[str],
+        words: Sequence[Sequence[str]],
+        index=None,
+        system: str | None = SYSTEM_TEXT,
+        progress: bool = True,
+    ) -> pd.DataFrame:
         """Candidate probabilities of questions, one picture each; one row per question and word.
 
-        images: pictures, or image tokens already encoded; `index` then gives the picture of each question (default: in
-        order). words: the candidates of each question. Columns: item, word, probability, logit, top (the most probable
-        next token of the whole vocabulary), first (whether that token is a spelling of the word).
+        images: pictures, or image tokens already encoded; `index` then gives the picture of each question
+        (default: in order). words: the candidates of each question. Columns: item, word, probability, logit,
+        top (the most probable next token of the whole vocabulary), first (whether that token is a spelling of
+        the word).
         """
         if not isinstance(images, Tensor):
             images, same = self.distinct(images, progress)
@@ -700,8 +626,9 @@ class VLM:
         columns = ["item", "word", "probability", "logit", "top", "first"]
         return pd.DataFrame([result[key] for key in sorted(result)], columns=columns)
 
-    def last_states(self, prompt: Prompt, images, index, progress: bool = False
-                    ) -> Iterator[tuple[np.ndarray, Float[Tensor, "batch hidden"]]]:
+    def last_states(
+        self, prompt: Prompt, images, index, progress: bool = False
+    ) -> Iterator[tuple[np.ndarray, Float[Tensor, "batch hidden"]]]:
         """(rows, their last token at slot L) of a whole prompt, the image part computed once per picture."""
 
         def work(frame, pictures, groups):
@@ -711,12 +638,21 @@ class VLM:
 
         yield from self.each(prompt, index, work, progress)
 
-    def each(self, prompt: Prompt, index, work: Callable, progress: bool = False, cost: float = 1.0, unit: str = "pictures"):
+    def each(
+        self,
+        prompt: Prompt,
+        index,
+        work: Callable,
+        progress: bool = False,
+        cost: float = 1.0,
+        unit: str = "pictures",
+    ):
         """Go through prompts picture by picture, in batches that fit into memory.
 
-        index: the picture (any number) of each prompt. work(frame, pictures, groups) gets the batch's distinct pictures
-        and [(group, rows inside the group, place of each row's picture in `pictures`)], and yields results; they are
-        passed on once the batch is complete. cost: memory of the work as a multiple of a plain forward.
+        index: the picture (any number) of each prompt. work(frame, pictures, groups) gets the batch's
+        distinct pictures and [(group, rows inside the group, place of each row's picture in `pictures`)], and
+        yields results; they are passed on once the batch is complete. cost: memory of the work as a multiple
+        of a plain forward.
         """
         index = np.asarray(index)
         for frame in self.frames(prompt):
@@ -727,7 +663,9 @@ class VLM:
                 for group in frame.groups:
                     own = index[group.rows.numpy()]
                     inside = np.flatnonzero(np.isin(own, mine))
-                    for part in np.array_split(inside, -(-len(inside) // (4 * len(mine)))) if len(inside) else []:
+                    for part in (
+                        np.array_split(inside, -(-len(inside) // (4 * len(mine)))) if len(inside) else []
+                    ):
                         groups.append((group, part, np.searchsorted(mine, own[part])))
                 return list(work(frame, mine, groups))
 
@@ -735,32 +673,13 @@ class VLM:
             for _, results in run_batches(len(pictures), batch, size, progress, unit):
                 yield from results
 
-    # memory ----------------------------------------------------------------------------------------------------------
+    # memory -------------------------------------------------------------------------------------------------
 
     def batch(self, tokens: int, width: int) -> int:
-        """How many rows of so many tokens and so wide a stream fit into a cautious part of the free memory."""
+        """How many rows of so many tokens and so wide a stream fit into a part of the free memory."""
         per_row = tokens * width * self.dtype.itemsize * (16 + 3 * len(self.layers))
         free = torch.cuda.mem_get_info(self.device)[0] // 2 if self.device.type == "cuda" else 2**29
         return int(min(64, max(1, free // per_row)))
-
-
-def run_batches(count: int, work: Callable[[np.ndarray], object], size: int, progress: bool = False, unit: str = "rows"):
-    """(indices, work(indices)) over 0..count-1 in batches; out of memory halves the batch, finished work is kept."""
-    with tqdm(total=count, disable=not progress, unit=f" {unit}", leave=False) as bar:
-        start = 0
-        while start < count:
-            index = np.arange(start, min(start + size, count))
-            try:
-                result = work(index)
-            except torch.OutOfMemoryError as error:
-                if size == 1:
-                    raise UserError("Out of memory with a single row: choose a smaller model or dtype=bfloat16.") from error
-                size = max(1, size // 2)
-                torch.cuda.empty_cache()
-                continue
-            yield index, result
-            start += len(index)
-            bar.update(len(index))
 
 
 def _first(output):
@@ -776,7 +695,9 @@ def _patch_order(order: str, side: int, merge: int, window: int | None) -> Tenso
     if order == "windows":  # windows of `window` tokens a side, each holding its tokens in raster order
         tokens = torch.arange(side * side).reshape(side, side)
         strips = range(0, side, window)
-        blocks = blocks[torch.cat([tokens[r : r + window, c : c + window].flatten() for r in strips for c in strips])]
+        blocks = blocks[
+            torch.cat([tokens[r : r + window, c : c + window].flatten() for r in strips for c in strips])
+        ]
     return blocks.flatten()
 
 
@@ -810,151 +731,3 @@ def _grid(family: Family, config, merge: int) -> Grid:
     entity = max(1, side // 6)
     gap = min(entity, (side - 3 * entity) // 2)
     return Grid(family.name, side, pixels, entity, gap, (side // 3, side - 2 * (side // 3), side // 3))
-
-
-def _chat(tokenizer, template, question, system, images, placeholder, name) -> str:
-    """The chat template of a model applied to a question; templates differ in the forms they take, so try several."""
-    pictures = [{"type": "image"} for _ in range(images)]
-    user = {"role": "user", "content": [*pictures, {"type": "text", "text": question}]}
-    trials = [[user]]
-    if system:
-        told = {"role": "user", "content": [*pictures, {"type": "text", "text": f"{system}\n{question}"}]}
-        trials = [
-            [{"role": "system", "content": [{"type": "text", "text": system}]}, user],
-            [{"role": "system", "content": system}, user],
-            [told],
-        ]
-    problem = "it has no chat template"
-    for messages in trials:
-        try:
-            text = tokenizer.apply_chat_template(
-                messages, chat_template=template, tokenize=False, add_generation_prompt=True
-            )
-        except Exception as error:  # templates raise jinja errors of many kinds
-            problem = str(error)
-            continue
-        if question in text and (not system or (system in text and "{'type'" not in text)):
-            if text.count(placeholder) == images:
-                return text
-            problem = f"its chat template writes {text.count(placeholder)} pictures instead of {images}"
-    raise UserError(f"Cannot write a prompt for {name}: {problem}.")
-
-
-# --- loading ---------------------------------------------------------------------------------------------------------
-
-
-def locate(name: str | Path) -> str:
-    """Folder or hub id of a model given by short name, folder or hub id."""
-    if Path(name).is_dir():
-        return str(name)
-    if (MODELS / str(name)).is_dir():
-        return str(MODELS / str(name))
-    if str(name) in CHECKPOINTS:
-        return CHECKPOINTS[str(name)]
-    if str(name).count("/") == 1 and not str(name).startswith((".", "/")):
-        return str(name)
-    embedded = sorted(path.name for path in MODELS.iterdir() if path.is_dir()) if MODELS.is_dir() else []
-    raise UserError(
-        f"No model {str(name)!r}: give a folder, a hub id (owner/name) or one of {', '.join([*embedded, *CHECKPOINTS])}."
-    )
-
-
-def load(name: str | Path = "reference", device: str = "auto", dtype: torch.dtype | str | None = None,
-         attn: str | None = None, revision: str | None = None, device_map=None, grid: Grid | None = None) -> VLM:
-    """A model ready for experiments.
-
-    name: an embedded model (reference, joint, ...), a short name from lib.families.CHECKPOINTS, a hub id, or a folder.
-    dtype: float32 on a CPU and bfloat16 on a GPU when not given. attn: "sdpa" (default) or "eager". device_map: passed
-    to transformers ("auto" spreads a large model over GPUs and CPU); `device` is then ignored.
-    """
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
-
-    path = locate(name)
-    attn = attn or "sdpa"
-    if attn not in ("sdpa", "eager"):
-        raise UserError(f"attn must be 'sdpa' or 'eager' (masks are edited), not {attn!r}.")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if dtype is None:
-        dtype = torch.float32 if str(device) == "cpu" and device_map is None else torch.bfloat16
-    elif isinstance(dtype, str):
-        dtype = getattr(torch, dtype)
-    with _explained(name):
-        config = AutoConfig.from_pretrained(path, revision=revision)
-        record = family_of(config.model_type, getattr(getattr(config, "vision_config", None), "model_type", None))
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
-        model, info = AutoModelForImageTextToText.from_pretrained(
-            path, revision=revision, dtype=dtype, attn_implementation=attn, device_map=device_map,
-            output_loading_info=True,
-        )
-        missing = sorted(info["missing_keys"])
-        if missing:
-            raise UserError(f"{name}: weights are missing, {missing[0]} and {len(missing) - 1} more; get a whole copy.")
-        processor = _processor(path, record, revision)
-        template = _template(path, revision)
-    if device_map is None:
-        model = model.to(device)
-    return VLM(model, tokenizer, processor, record, grid, Path(str(name)).name, template or tokenizer.chat_template)
-
-
-@contextmanager
-def _explained(name):
-    """Failures of reading a model, told as one sentence."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except SafetensorError as error:
-        raise UserError(f"{name}: a weight file is damaged or cut short ({error}); copy or download it again.") from error
-    except (OSError, json.JSONDecodeError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"{name}: cannot be read ({first}); check the name, the folder, and the connection if it is on the hub."
-        ) from error
-    except ValueError as error:
-        if "model type" in str(error) or "Unrecognized" in str(error) or "not recognize" in str(error):
-            raise UserError(
-                f"{name}: transformers does not know this architecture; see 'Add your model' in lib/families.py."
-            ) from error
-        raise
-
-
-def _processor(path: str, record: Family, revision: str | None):
-    """The checkpoint's image processor in its Pillow version: no torchvision needed, the same numbers everywhere."""
-    import transformers
-
-    names = [record.processor]
-    for file in ("preprocessor_config.json", "processor_config.json"):
-        told = _read(path, file, revision)
-        told = json.loads(told) if told else {}
-        kind = (told.get("image_processor") or told).get("image_processor_type")
-        if kind:
-            names.insert(0, kind.removesuffix("Fast").removesuffix("Pil") + "Pil")
-            break
-    for kind in names:
-        if hasattr(transformers, kind):
-            return getattr(transformers, kind).from_pretrained(path, revision=revision)
-    raise UserError(f"{path}: transformers has no image processor {names[0]}; a newer version may.")
-
-
-def _template(path: str, revision: str | None) -> str | None:
-    """The chat template that goes with the processor, where there is one beside the tokenizer's own."""
-    text = _read(path, "chat_template.jinja", revision)
-    if text:
-        return text
-    text = _read(path, "chat_template.json", revision)
-    return json.loads(text)["chat_template"] if text else None
-
-
-def _read(path: str, file: str, revision: str | None) -> str | None:
-    from transformers.utils import cached_file
-
-    found = cached_file(
-        path, file, revision=revision, _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    return Path(found).read_text(encoding="utf-8") if found else None
-
-
-__all__ = ["VLM", "Edit", "Frame", "Group", "Hidden", "Ids", "ImageTokens", "KeyValues", "Output", "Plan", "Prompt",
-           "hooks", "load", "pick", "put", "run_batches", "take"]

@@ -1,11 +1,13 @@
-"""The six contracts of the adapter, on a tiny random model of every family; `pytest -s` prints the measured differences.
+"""The six contracts of the adapter, on a tiny random model of every family; `pytest -s` prints the measured
+differences.
 
-1 logits equal plain transformers'; 2 image tokens at slot 0 are the projector's output; 3 identities of patching;
-4 the fast sweeps equal the naive procedure; 5 batches, padding and several pictures change nothing; 6 hooks are gone.
+1 logits equal plain transformers'; 2 image tokens at slot 0 are the projector's output; 3 identities of
+patching; 4 the fast sweeps equal the naive procedure; 5 batches, padding and several pictures change nothing;
+6 hooks are gone.
 """
 
 import sys
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -41,12 +43,12 @@ MEASURED: dict[tuple[str, str], float] = {}
 families = pytest.mark.parametrize("name", NAMES)
 
 
-@lru_cache(maxsize=None)
+@cache
 def model(name, attn="sdpa"):
     return tiny(name, attn)
 
 
-@lru_cache(maxsize=None)
+@cache
 def pictures(name, count=4):
     rng = np.random.default_rng(1)
     side = model(name).grid.canvas
@@ -55,7 +57,10 @@ def pictures(name, count=4):
 
 def measure(name, contract, *pairs):
     """Record the largest difference over pairs of tensors, and return it."""
-    largest = max(float((torch.as_tensor(a) - torch.as_tensor(b)).abs().max()) for a, b in pairs)
+    pairs = [
+        [x.detach() if torch.is_tensor(x) else torch.tensor(np.array(x)) for x in pair] for pair in pairs
+    ]
+    largest = max(float((a - b).abs().max()) for a, b in pairs)
     MEASURED[name, contract] = max(largest, MEASURED.get((name, contract), 0.0))
     return largest
 
@@ -70,7 +75,7 @@ def full(vlm, pics, questions, **options):
     return vlm.forward(prompt, vlm.encode(pics), **options), prompt
 
 
-# --- 1 ---------------------------------------------------------------------------------------------------------------
+# --- 1 ------------------------------------------------------------------------------------------------------
 
 
 @families
@@ -99,7 +104,7 @@ def test_pictures_go_through_the_family_processor(name):
         assert torch.allclose(ours.reshape(raw.shape), torch.tensor((raw - 0.5) / 0.5).float(), atol=1e-6)
 
 
-# --- 2 ---------------------------------------------------------------------------------------------------------------
+# --- 2 ------------------------------------------------------------------------------------------------------
 
 
 @families
@@ -114,12 +119,15 @@ def test_slot_zero_holds_the_projectors_output(name):
 
 @families
 def test_raster_order(name):
-    """With attention in the encoder silenced, a change under one token changes that image token and its patches."""
+    """With attention in the encoder silenced, a change under one token changes that image token and its
+    patches."""
     vlm = tiny(name)
     with torch.no_grad():
         for layer in vlm.encoder_layers:
             for key, weight in layer.named_parameters():
-                if key.split(".")[-2] in ("proj", "o_proj", "out_proj", "projection_layer") and "mlp" not in key:
+                if {"proj", "o_proj", "out_proj", "projection_layer"} & set(
+                    key.split(".")
+                ) and "mlp" not in key:
                     weight.zero_()
     side, pixels = vlm.grid.side, vlm.grid.pixels
     pics = [Image.new("RGB", (vlm.grid.canvas,) * 2, "white")]
@@ -139,7 +147,7 @@ def test_raster_order(name):
             assert moved.nonzero().ravel().tolist() == sorted(vlm.patches([token]).tolist())
 
 
-# --- 3 ---------------------------------------------------------------------------------------------------------------
+# --- 3 ------------------------------------------------------------------------------------------------------
 
 
 @families
@@ -159,9 +167,10 @@ def test_patching_identities(name):
         assert measure(name, "3 full patch", (logits(vlm, whole), target)) < EXACT
         if slot < slots[-1]:
             part = vlm.forward(
-                prompt, hidden=clean.hidden[0],
+                prompt,
+                hidden=clean.hidden[0],
                 edits={slot: lambda h, s=slot: put(h, prompt.image, take(other.hidden[s], prompt.image))},
-            )  # fmt: skip
+            )
             assert (logits(vlm, part) - base).abs().max() > 1e-3, "the write did not land"
 
 
@@ -176,13 +185,16 @@ def test_patching_identities_in_the_encoder(name):
         same = vlm.encode(pics[:2], edits={slot: lambda h, i, s=slot: stream[s][i]})
         whole = vlm.encode(pics[:2], edits={slot: lambda h, i, s=slot: theirs[s][i]})
         assert measure(name, "3 encoder", (same, clean)) < EXACT
-        if vlm.family.order != "class" or slot in (0, slots[-1]):  # a class token carries the clean picture along
+        if vlm.family.order != "class" or slot in (
+            0,
+            slots[-1],
+        ):  # a class token carries the clean picture along
             assert measure(name, "3 encoder", (whole, other)) < EXACT
         else:
             assert (whole - clean).abs().max() > 1e-3, "the write did not land"
 
 
-# --- 4 ---------------------------------------------------------------------------------------------------------------
+# --- 4 ------------------------------------------------------------------------------------------------------
 
 
 def values(table, **where):
@@ -267,7 +279,8 @@ def test_amplification_sweep_equals_naive(name):
 
 @families
 def test_encoder_sweep_ends_where_the_backbone_sweep_begins(name):
-    """Patches exchanged at the encoder's last slot are image tokens exchanged at slot 0 (the projector is local)."""
+    """Patches exchanged at the encoder's last slot are image tokens exchanged at slot 0 (the projector is
+    local)."""
     vlm, pics = model(name), pictures(name)
     ids = vlm.candidates(WORDS)
     run, other = Run.of(vlm, QUESTIONS, vlm.encode(pics), [0, 1, 0]), np.array([2, 3, 2])
@@ -299,7 +312,7 @@ def test_knockout_equals_a_masked_full_run(name):
         assert measure(name, "4 knock-out", (fast[number], slow)) < SWEEP
 
 
-# --- 5 ---------------------------------------------------------------------------------------------------------------
+# --- 5 ------------------------------------------------------------------------------------------------------
 
 
 @families
@@ -312,8 +325,11 @@ def test_batches_and_padding(name):
         assert torch.equal(prompt.image[row] - shift, single.image[0])
         assert (prompt.ids[row, prompt.image[row]] == vlm.image_id).all()
         ours, alone = take(many.hidden[1][[row]], prompt.image[[row]]), take(one.hidden[1], single.image)
+        ours, alone = ours / alone.abs().max(), alone / alone.abs().max()
         assert measure(name, "5 batch", (logits(vlm, many)[row], logits(vlm, one)[0]), (ours, alone)) < EXACT
-    assert measure(name, "5 batch", (vlm.encode(pics), torch.cat([vlm.encode([pic]) for pic in pics]))) < EXACT
+    assert (
+        measure(name, "5 batch", (vlm.encode(pics), torch.cat([vlm.encode([pic]) for pic in pics]))) < EXACT
+    )
 
 
 @families
@@ -338,11 +354,16 @@ def test_several_pictures_in_one_prompt(name):
     assert measure(name, "5 two pictures", (ours, naive.forward(vlm, batch))) < EXACT
 
 
-# --- 6 ---------------------------------------------------------------------------------------------------------------
+# --- 6 ------------------------------------------------------------------------------------------------------
 
 
 def all_hooks(vlm):
-    kinds = ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs")
+    kinds = (
+        "_forward_hooks",
+        "_forward_pre_hooks",
+        "_forward_hooks_with_kwargs",
+        "_forward_pre_hooks_with_kwargs",
+    )
     return {(key, kind): list(getattr(m, kind)) for key, m in vlm.model.named_modules() for kind in kinds}
 
 

@@ -77,7 +77,7 @@ def test_citation_is_well_formed():
     assert "MIT License" in (ROOT / "LICENSE").read_text()
 
 
-def test_makefile_knows_the_least_python(tmp_path):
+def test_makefile_knows_the_least_python():
     oldest = re.fullmatch(r">=3\.(\d+)", PROJECT["requires-python"])[1]
     assert f"sys.version_info < (3, {oldest})" in (ROOT / "Makefile").read_text()
     assert SpecifierSet(PROJECT["requires-python"]).contains("3.11")

@@ -46,6 +46,10 @@ def house(tmp_path, monkeypatch):
         save_file({"w": np.arange(6.0)}, tmp_path / f"models/{name}/model.safetensors")
     write(tmp_path / "notebooks/01_first.ipynb", WORK)
     write(tmp_path / "notebooks/02_second.ipynb", "print(seed)", parameters='model = "reference"\nseed = 0\n')
+    shadow = tmp_path / "jupyter/kernels/python3"  # the user's own kernel of that name must not be taken
+    shadow.mkdir(parents=True)
+    (shadow / "kernel.json").write_text('{"argv": ["false"], "display_name": "mine", "language": "python"}')
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
     monkeypatch.setenv("DUAL_OUTPUTS", str(tmp_path / "out"))
     return tmp_path
 
@@ -192,7 +196,7 @@ def test_killed_half_way_it_finishes_next_time(house):
         house / "notebooks/02_second.ipynb",
         "import pathlib, time",
         f"flag = pathlib.Path({str(house / 'started')!r})",
-        "if not flag.exists():\n    flag.touch(); time.sleep(60)",
+        "if not flag.exists():\n    flag.touch(); time.sleep(600)",
     )
     call = (
         f"import sys; from pathlib import Path; from lib.run import main;"
@@ -201,9 +205,10 @@ def test_killed_half_way_it_finishes_next_time(house):
     process = subprocess.Popen(
         [sys.executable, "-c", call], cwd=paths.ROOT, stdout=subprocess.DEVNULL, env=os.environ
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300  # a busy machine is slow to start a kernel
     while not (house / "started").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
+    assert (house / "started").exists()
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not (house / "out/reference/notebooks/02_second.ipynb").exists()

@@ -243,10 +243,10 @@ def lesson(rng: np.random.Generator, progress: float, captions_only: bool = Fals
     texts = some(rng, [place_text(p) for p in placed], 4) + some(rng, pairs, 3) + some(rng, extreme_texts(placed), 2)
     texts += some(rng, short_neighbour_texts(placed), 4 if captions_only else 2)
     if not captions_only:
-        texts += some(rng, neighbour_texts(kind, placed), 3) + some(rng, side_texts(rng, placed), 1)
-        if scene.finish:  # naturalistic scenes are asked about in the COCO form
-            texts += some(rng, side_texts(rng, placed), 2)
-    return Lesson(scene, tuple(texts))
+        texts += some(rng, neighbour_texts(kind, placed), 2)
+        # COCO's forms are long: rare at first, and what naturalistic scenes are mostly asked
+        texts += some(rng, side_texts(rng, placed), 2 if scene.finish else int(rng.uniform() < 0.3))
+    return Lesson(scene, tuple(some(rng, texts, len(texts))))
 
 
 # --- text alone ------------------------------------------------------------------------------------------------------

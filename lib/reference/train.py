@@ -29,6 +29,7 @@ from lib.reference.language import GRID, SPECIAL, build_tokenizer, save_processo
 from lib.reference.muon import Muon
 
 CHECKPOINTS = ROOT / "checkpoints"
+LONGEST = 112  # text tokens per lesson; texts that no longer fit are left out, so that batches carry little padding
 PREFIX = f"<s> {questions.SYSTEM_TEXT}"
 
 
@@ -65,7 +66,7 @@ RECIPES = {
     "reference": Recipe(
         (
             Stage("encoder", "captions", 2400, ("encoder",)),
-            Stage("language", "text", 1500, ("backbone",)),
+            Stage("language", "text", 800, ("backbone",)),
             Stage("projector", "captions_by_backbone", 200, ("projector",), start=0.7),
             Stage("instruction", "questions", 1200, ("projector", "backbone"), rate=0.4, start=0.4),
         )
@@ -113,6 +114,8 @@ def pack(lessons: list[tuple[tuple[str, str], ...]]) -> tuple[torch.Tensor, torc
         ids, blocks, labels = [], [], []
         for number, (prompt, continuation) in enumerate(texts):
             head, tail = encode(prompt), (*encode(continuation), models.EOS)
+            if len(ids) + len(head) + len(tail) > LONGEST + 1:
+                continue
             ids += [*head, *tail[:-1]]
             labels += [-100] * (len(head) - 1) + list(tail)
             blocks += [number] * (len(head) + len(tail) - 1)

@@ -1,0 +1,185 @@
+"""Intervals and null distributions (floor 1: numpy, scipy and pandas only).
+
+The unit of resampling is the pair (or item, or image): all rows of a unit are drawn together, never one by
+one. Intervals are expanded percentile bootstrap intervals (Hesterberg 2015, "What teachers should know about
+the bootstrap"): the percentiles are widened so that small samples keep their nominal coverage;
+tests/test_stats.py measures it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from lib.errors import UserError
+
+RESAMPLES, LEVEL = 2000, 0.95
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its interval and the count of units behind it."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] (n = {self.n})"
+
+
+def _percentiles(units: int, level: float) -> tuple[float, float]:
+    """Lower and upper percentile (0..1) to read from a bootstrap distribution over so many units."""
+    if units < 2:
+        return 0.0, 1.0
+    tail = stats.norm.cdf(np.sqrt(units / (units - 1)) * stats.t.ppf((1 - level) / 2, units - 1))
+    return float(tail), float(1 - tail)
+
+
+def _weights(units: int, resamples: int, seed: int) -> np.ndarray:
+    """How often each unit is drawn: [resample, unit], each row sums to the number of units."""
+    return (
+        np.random.default_rng(seed)
+        .multinomial(units, np.full(units, 1 / units), size=resamples)
+        .astype(float)
+    )
+
+
+def summarise(
+    table: pd.DataFrame,
+    by: Sequence[str],
+    value: str = "probability",
+    unit: str | Sequence[str] = "pair",
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Mean of a column with its interval in each cell of `by`: columns by, n (units), value, low, high.
+
+    The same resamples of units serve all cells, so that differences between cells of one table are
+    meaningful.
+    """
+    by = list(by)
+    if table.empty:
+        raise UserError("nothing to summarise: the table has no rows")
+    units = table.groupby(unit, sort=True, observed=True).ngroup().to_numpy()
+    grouped = table.groupby(by, sort=True, observed=True, dropna=False)
+    cells, count = grouped.ngroup().to_numpy(), grouped.ngroups
+    values = table[value].to_numpy(dtype=float)
+    shape = (units.max() + 1, count)
+    sums, sizes = np.zeros(shape), np.zeros(shape)
+    np.add.at(sums, (units, cells), values)
+    np.add.at(sizes, (units, cells), 1)
+    weights = _weights(shape[0], resamples, seed)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        draws = (weights @ sums) / (weights @ sizes)
+    present = (sizes > 0).sum(0)
+    bounds = [np.nanquantile(draws[:, k], _percentiles(int(n), level)) for k, n in enumerate(present)]
+    keys = (
+        grouped.first().reset_index()[by]
+        if len(table.columns) > len(by)
+        else grouped.size().reset_index()[by]
+    )
+    out = {
+        "n": present,
+        value: sums.sum(0) / sizes.sum(0),
+        "low": [b[0] for b in bounds],
+        "high": [b[1] for b in bounds],
+    }
+    return keys.assign(**out)
+
+
+def mean(values, units=None, **options) -> Estimate:
+    """Mean with its interval; `units` says which values belong together (default: each stands alone)."""
+    values = np.asarray(values, dtype=float)
+    units = np.arange(len(values)) if units is None else np.asarray(units)
+    row = summarise(
+        pd.DataFrame({"all": 0, "pair": units, "value": values}), ["all"], "value", **options
+    ).iloc[0]
+    return Estimate(float(row["value"]), float(row["low"]), float(row["high"]), int(row["n"]))
+
+
+def bootstrap(
+    statistic: Callable[..., float],
+    *arrays,
+    units=None,
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> Estimate:
+    """Any statistic of arrays whose rows are resampled together; resamples where it is not finite are left
+    out."""
+    arrays = [np.asarray(array) for array in arrays]
+    units = np.arange(len(arrays[0])) if units is None else np.unique(units, return_inverse=True)[1].ravel()
+    members = [np.flatnonzero(units == k) for k in range(units.max() + 1)]
+    rng, draws = np.random.default_rng(seed), []
+    for _ in range(resamples):
+        rows = np.concatenate([members[k] for k in rng.integers(0, len(members), len(members))])
+        draws.append(float(statistic(*(array[rows] for array in arrays))))
+    draws = np.array(draws)
+    low, high = np.quantile(draws[np.isfinite(draws)], _percentiles(len(members), level))
+    return Estimate(float(statistic(*arrays)), float(low), float(high), len(members))
+
+
+def difference(first, second, paired: bool = True, **options) -> Estimate:
+    """Mean of first minus mean of second. Paired: row i of both is the same unit. Otherwise two independent
+    samples."""
+    first, second = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
+    if paired:
+        if first.shape != second.shape:
+            raise UserError("a paired difference needs two columns of one length")
+        return mean(first - second, **options)
+    level, resamples = options.pop("level", LEVEL), options.pop("resamples", RESAMPLES)
+    seed = options.pop("seed", 0)
+    draws = [_weights(len(x), resamples, seed + k) @ x / len(x) for k, x in enumerate((first, second))]
+    low, high = np.quantile(draws[0] - draws[1], _percentiles(min(len(first), len(second)), level))
+    return Estimate(float(first.mean() - second.mean()), float(low), float(high), len(first) + len(second))
+
+
+def proportion(successes: int, n: int, level: float = LEVEL) -> Estimate:
+    """A share with Wilson's interval, which stays honest at 0 and 1 (a bootstrap of all-equal values has no
+    width)."""
+    if not 0 <= successes <= n or n < 1:
+        raise UserError(f"{successes} of {n} is not a share")
+    z = stats.norm.ppf((1 + level) / 2)
+    centre = (successes + z * z / 2) / (n + z * z)
+    half = z / (n + z * z) * np.sqrt(successes * (n - successes) / n + z * z / 4)
+    return Estimate(successes / n, float(max(0, centre - half)), float(min(1, centre + half)), n)
+
+
+def rank_p(observed: float, null: Sequence[float], side: str = "greater") -> float:
+    """p-value of an observed value against draws from its null distribution (never zero: the observed one
+    counts)."""
+    null = np.asarray(null, dtype=float)
+    match side:
+        case "greater":
+            extreme = (null >= observed).sum()
+        case "less":
+            extreme = (null <= observed).sum()
+        case "two-sided":
+            extreme = (np.abs(null - null.mean()) >= abs(observed - null.mean())).sum()
+        case _:
+            raise UserError(f"side must be greater, less or two-sided, not {side!r}")
+    return float((1 + extreme) / (1 + len(null)))
+
+
+def permutation_p(first, second=None, side: str = "two-sided", resamples: int = 9999, seed: int = 0) -> float:
+    """Does `first` differ from `second` in its mean? Without `second`: does the mean of paired differences
+    differ from 0?
+
+    Two samples: labels are shuffled. Paired differences: signs are flipped.
+    """
+    rng = np.random.default_rng(seed)
+    first = np.asarray(first, dtype=float)
+    if second is None:
+        signs = rng.choice([-1.0, 1.0], size=(resamples, len(first)))
+        return rank_p(first.mean(), (signs * first).mean(1), side)
+    both = np.concatenate([first, np.asarray(second, dtype=float)])
+    shuffled = rng.permuted(np.tile(both, (resamples, 1)), axis=1)
+    null = shuffled[:, : len(first)].mean(1) - shuffled[:, len(first) :].mean(1)
+    return rank_p(first.mean() - both[len(first) :].mean(), null, side)

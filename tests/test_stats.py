@@ -1,0 +1,116 @@
+"""Statistics on data with known answers; the coverage of the intervals is measured by simulation."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lib.errors import UserError
+from lib.stats import bootstrap, difference, mean, permutation_p, proportion, rank_p, summarise
+
+
+def coverage(draw, truth, interval, trials=300):
+    rng = np.random.default_rng(7)
+    return np.mean(
+        [(e := interval(draw(rng), seed)).low <= truth <= e.high for seed, _ in enumerate(range(trials))]
+    )
+
+
+@pytest.mark.parametrize(
+    "name, draw, truth",
+    [
+        ("normal", lambda rng: rng.normal(2.0, 3.0, 50), 2.0),
+        ("skewed", lambda rng: rng.beta(0.5, 2.0, 50), 0.2),
+        ("yes or no", lambda rng: rng.random(50) < 0.7, 0.7),
+        ("ten units", lambda rng: rng.normal(0.0, 1.0, 10), 0.0),
+    ],
+)
+def test_coverage_of_a_mean(name, draw, truth, capsys):
+    share = coverage(draw, truth, lambda x, seed: mean(x, resamples=600, seed=seed))
+    with capsys.disabled():
+        print(f"\ncoverage of the 95 % interval, {name}: {share:.3f}", end="")
+    assert 0.91 <= share <= 0.985  # 300 trials: +- .025
+
+
+def test_coverage_with_correlated_rows_needs_whole_units():
+    def draw(rng):
+        return np.repeat(rng.normal(size=30), 8) + 0.1 * rng.normal(size=240)
+
+    units = np.repeat(np.arange(30), 8)
+    whole = coverage(draw, 0, lambda x, seed: mean(x, units, resamples=400, seed=seed), 200)
+    rows = coverage(draw, 0, lambda x, seed: mean(x, resamples=400, seed=seed), 200)
+    assert whole > 0.9 and rows < 0.7
+
+
+def test_coverage_of_differences_and_ratios():
+    def pairs(rng):
+        shared = rng.normal(size=40)
+        return shared + rng.normal(0.5, 0.5, 40), shared + rng.normal(0.0, 0.5, 40)
+
+    assert coverage(pairs, 0.5, lambda x, s: difference(*x, resamples=400, seed=s), 200) > 0.9
+
+    def two(rng):
+        return rng.normal(1, 1, 60), rng.normal(0, 2, 40)
+
+    assert coverage(two, 1, lambda x, s: difference(*x, paired=False, resamples=400, seed=s), 200) > 0.9
+
+    def shares(rng):
+        total = rng.uniform(1, 2, 50)
+        return total * rng.uniform(0, 0.8, 50), total
+
+    ratio = coverage(
+        shares, 0.4, lambda x, s: bootstrap(lambda a, b: a.sum() / b.sum(), *x, resamples=300, seed=s), 120
+    )
+    assert ratio > 0.88
+
+
+def test_summarise_known_table():
+    table = pd.DataFrame(
+        {
+            "pair": [0, 0, 1, 1, 2, 2],
+            "slot": [0, 1] * 3,
+            "role": "clean",
+            "probability": [1, 0, 1, 0.5, 1, 1],
+        }
+    )
+    out = summarise(table, ["role", "slot"])
+    assert list(out.columns) == ["role", "slot", "n", "probability", "low", "high"]
+    assert out["probability"].tolist() == [1, 0.5] and out["n"].tolist() == [3, 3]
+    assert out.loc[0, ["low", "high"]].tolist() == [1, 1]
+    assert out.loc[1, "low"] < 0.5 < out.loc[1, "high"]
+    assert summarise(table, ["slot"]).equals(summarise(table.sample(frac=1, random_state=0), ["slot"]))
+    with pytest.raises(UserError, match="no rows"):
+        summarise(table.iloc[:0], ["slot"])
+
+
+def test_summarise_with_missing_cells_and_two_unit_columns():
+    table = pd.DataFrame({"pair": [0, 1, 0], "setting": ["a", "a", "b"], "x": [1.0, 3.0, 5.0]})
+    out = summarise(table, ["setting"], "x", unit=["setting", "pair"])
+    assert out["x"].tolist() == [2, 5] and out["n"].tolist() == [2, 1]
+
+
+def test_proportion_is_wilson():
+    estimate = proportion(10, 10)
+    assert estimate.value == 1 and estimate.high == 1 and 0.71 < estimate.low < 0.73
+    middle = proportion(50, 100)
+    assert np.allclose([middle.low, middle.high], [0.4038, 0.5962], atol=1e-3)
+    with pytest.raises(UserError):
+        proportion(3, 2)
+
+
+def test_permutation_p_is_uniform_under_the_null_and_small_under_an_effect():
+    rng = np.random.default_rng(0)
+    null = [
+        permutation_p(rng.normal(size=12), rng.normal(size=15), resamples=199, seed=s) for s in range(200)
+    ]
+    assert abs(np.mean(np.array(null) <= 0.1) - 0.1) < 0.06 and 0.4 < np.mean(null) < 0.6
+    assert permutation_p(rng.normal(1, 1, 40), rng.normal(0, 1, 40), resamples=999) < 0.01
+    assert permutation_p(rng.normal(0.7, 1, 40), side="greater", resamples=999) < 0.01
+    assert permutation_p(rng.normal(0.7, 1, 40), side="less", resamples=999) > 0.9
+
+
+def test_rank_p():
+    assert rank_p(5, [1, 2, 3, 4]) == 0.2 and rank_p(0, [1, 2, 3, 4]) == 1.0
+    assert rank_p(0, [1, 2, 3, 4], "less") == 0.2
+    assert rank_p(2.5, [1, 2, 3, 4], "two-sided") == 1.0
+    with pytest.raises(UserError):
+        rank_p(0, [1], "sideways")
