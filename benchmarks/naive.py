@@ -87,11 +87,20 @@ def probabilities(logits: Tensor, ids: Tensor) -> Tensor:
     return (spread.gather(1, ids.clamp(min=0).flatten(1)).reshape(ids.shape) * (ids >= 0)).sum(-1)
 
 
-def last_token(vlm: VLM, clean: dict, counterfactual: dict, ids: Tensor) -> Tensor:
+def state(vlm: VLM, batch: dict, wanted: int) -> Tensor:
+    """The residual stream at one slot, from a full pass: [batch, token, hidden]."""
+    seen: list[Tensor] = []
+    forward(vlm, batch, read=lambda slot, hidden: seen.append(hidden.clone()) if slot == wanted else None)
+    return seen[0]
+
+
+def last_token(
+    vlm: VLM, clean: dict, counterfactual: dict, ids: Tensor, slots: Sequence[int] | None = None
+) -> Tensor:
     """[slot, batch, role] probabilities when the last token's vector at one slot is the counterfactual's."""
     out = []
-    for slot in vlm.slots:
-        source = states(vlm, counterfactual)[slot][:, -1]
+    for slot in vlm.slots if slots is None else slots:
+        source = state(vlm, counterfactual, slot)[:, -1]
 
         def edit(hidden, source=source):
             return torch.cat([hidden[:, :-1], source[:, None]], dim=1)
@@ -101,14 +110,19 @@ def last_token(vlm: VLM, clean: dict, counterfactual: dict, ids: Tensor) -> Tens
 
 
 def interchange(
-    vlm: VLM, clean: dict, counterfactual: dict, targets: Tensor, sources: Tensor, ids: Tensor
+    vlm: VLM,
+    clean: dict,
+    counterfactual: dict,
+    targets: Tensor,
+    sources: Tensor,
+    ids: Tensor,
+    slots: Sequence[int] | None = None,
 ) -> Tensor:
-    """[slot, batch, role] when tokens at places `targets` [batch, token] take the counterfactual's at
-    `sources`."""
+    """[slot, batch, role] when tokens at `targets` [batch, token] take the counterfactual's at `sources`."""
     rows = torch.arange(len(targets))[:, None]
     out = []
-    for slot in vlm.slots:
-        source = states(vlm, counterfactual)[slot][rows, sources]
+    for slot in vlm.slots if slots is None else slots:
+        source = state(vlm, counterfactual, slot)[rows, sources]
 
         def edit(hidden, source=source):
             hidden = hidden.clone()
@@ -122,8 +136,7 @@ def interchange(
 def amplification(
     vlm: VLM, clean: dict, places: Tensor, directions: Tensor, alphas: Sequence[float], ids: Tensor
 ) -> Tensor:
-    """[alpha, batch, role] when directions are amplified in the image tokens at slot 0, one full pass per
-    alpha."""
+    """[alpha, batch, role] when directions are amplified at slot 0, one full pass per alpha."""
     rows = torch.arange(len(places))[:, None]
     out = []
     for alpha in alphas:

@@ -8,10 +8,10 @@ and tokenizer.
 
 Add your model
 --------------
-1. Write one `Family` record below: `architecture` is `model_type` in the checkpoint's config.json, `vision` the
-   `model_type` of its `vision_config` when the first alone does not tell. Give its grid: `side` tokens of
-   `pixels` pixels. A picture must have exactly side * pixels pixels a side, so that no resizing moves entities
-   off their tokens.
+1. Write one `Family` record below: `architecture` is `model_type` in the checkpoint's config.json, `vision`
+   that of its `vision_config` when the first alone does not tell. Give its grid: `side` tokens of `pixels`
+   pixels. A picture must have exactly side * pixels pixels a side, so that no resizing moves entities off
+   their tokens.
 2. Add a tiny random model of it to `tests/tiny.py`, and run `pytest tests/test_contracts.py -k <name>`. When
    the six contracts hold, everything else works with the new family; nothing else has to be written.
 3. Give the checkpoint a short name in `CHECKPOINTS`, or load it by its hub id or its folder.
@@ -42,6 +42,9 @@ class Family:
         "raster"  # order of the encoder's patches: raster, class (a class token first), blocks or windows
     )
     packed: bool = False  # True: the encoder sees all pictures as one long sequence
+    together: int = (
+        64  # pictures per call of the encoder (Pixtral's mask grows with the square of the sequence)
+    )
     placeholder: str | None = (
         None  # what the chat template writes for a picture; None: the image token itself
     )
@@ -108,6 +111,7 @@ FAMILIES: tuple[Family, ...] = (
         vision="pixtral",
         encoder="vision_tower.transformer.layers",
         packed=True,
+        together=4,
         row_break="[IMG_BREAK]",
         last_break="[IMG_END]",
         processor="PixtralImageProcessorPil",

@@ -161,6 +161,33 @@ def show_scene(ax, image, token_sets: dict, side: int, pixels: int, title: str |
         ax.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=2, handlelength=1.6)
 
 
+def gallery(pictures: dict, columns: int = 4, frame: bool = False):
+    """A page of pictures with their titles, row by row; frame: a thin line around each. Returns the figure."""
+    rows = -(-len(pictures) // columns)
+    figure, axes = panels(rows, columns, height=WIDTH / columns + 0.15, squeeze=False)
+    for axis in axes.flat[len(pictures) :]:
+        axis.remove()
+    for axis, (title, picture) in zip(axes.flat, pictures.items(), strict=False):
+        axis.imshow(np.asarray(picture), interpolation="nearest")
+        axis.set_title(title.strip(), fontsize=7)
+        axis.set(xticks=[], yticks=[])
+        for spine in axis.spines.values():
+            spine.set(visible=frame, color=GREY, linewidth=0.6)
+    return figure
+
+
+def dots(ax, data: pd.DataFrame, x: str, y: str, hue: str) -> None:
+    """A dot with its interval (columns `low`, `high`) for every x and hue, hues side by side in their looks."""
+    names, hues = list(dict.fromkeys(data[x])), list(dict.fromkeys(data[hue]))
+    for number, name in enumerate(hues):
+        part, style = data[data[hue] == name], look(name, number)
+        places = [names.index(value) + (number - (len(hues) - 1) / 2) * 0.15 for value in part[x]]
+        bars = np.clip([part[y] - part["low"], part["high"] - part[y]], 0, None)
+        ax.errorbar(places, part[y], bars, fmt=style.marker, color=style.colour, elinewidth=1, label=name)
+    ax.set_xticks(range(len(names)), names)
+    ax.legend(ncols=len(hues), loc="lower left")
+
+
 def outline(mask: np.ndarray) -> np.ndarray:
     """The edges between cells inside and outside a mask, as segments [[x, y], [x, y]] in units of cells."""
     padded = np.pad(mask, 1)

@@ -201,6 +201,16 @@ def questions(
     ]
 
 
+def thinned(items: list[Item], n: int, seed: int = 0) -> list[Item]:
+    """n of the items drawn at random, the same number in every direction, in their order."""
+    rng = np.random.default_rng(seed)
+    out = []
+    for direction in DIRECTIONS:
+        own = [item for item in items if item.direction == direction]
+        out += [own[k] for k in sorted(rng.permutation(len(own))[: n // len(DIRECTIONS)])]
+    return out
+
+
 def lattice_questions(
     setting: str, grid: Grid, size: int, count: int = 60, seed: int = 0, objects: str | Path | None = None
 ) -> list[Item]:

@@ -346,6 +346,10 @@ def _sprite(entity: Entity, width: int, height: int, turn: float = 0.0) -> Image
         picture = _object_picture(entity.noun, Path(entity.folder or OBJECTS))
         turned = picture.rotate(turn, Image.Resampling.BILINEAR) if turn else picture
         return turned.resize((width, height), Image.Resampling.BOX)
+    if entity.colour not in COLOURS:
+        raise unknown("colour", entity.colour, COLOURS)
+    if entity.noun not in SHAPES:
+        raise unknown("shape", entity.noun, SHAPES)
     big = (width * _SUPERSAMPLING, height * _SUPERSAMPLING)
     mask = Image.new("L", big, 0)
     draw = ImageDraw.Draw(mask)

@@ -228,7 +228,7 @@ class VLM:
             with hooks(*self._encoder_hooks(index, edits, seen, set(capture))):
                 return self._features(self._pixels([images[i] for i in index])), seen
 
-        size = self.batch(patches, width)
+        size = min(self.family.together, self.batch(patches, width))
         for _, (part, seen) in run_batches(len(images), work, size, progress, "pictures"):
             tokens.append(part[:, : self.grid.side**2])
             for slot in capture:
@@ -329,14 +329,18 @@ class VLM:
     def candidates(self, words: Sequence[Sequence[str]] | Sequence[str]) -> Ids:
         """Token ids of the spellings of words: [row, role, spelling], padded with -1, no id twice.
 
-        words: one list of words per row (all of one length), or one list for a single row. The spellings of a
-        word are itself in lower case and capitalised, each with and without a leading space; each must be one
-        token.
+        words: one list of words per row (shorter rows end in roles without ids), or one list for a single
+        row. The spellings of a word are itself in lower case and capitalised, each with and without a leading
+        space; each must be one token.
         """
         table = [words] if words and isinstance(words[0], str) else words
         rows = [[self._spellings(word) for word in row] for row in table]
-        width = max(len(ids) for row in rows for ids in row)
-        return torch.tensor([[list(ids) + [-1] * (width - len(ids)) for ids in row] for row in rows])
+        roles, width = max(map(len, rows)), max(len(ids) for row in rows for ids in row)
+        out = torch.full((len(rows), roles, width), -1)
+        for i, row in enumerate(rows):
+            for k, spellings in enumerate(row):
+                out[i, k, : len(spellings)] = torch.tensor(spellings)
+        return out
 
     def _spellings(self, word: str) -> tuple[int, ...]:
         if not hasattr(self, "_words"):

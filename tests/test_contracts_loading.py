@@ -11,7 +11,8 @@ from tiny import tokenizer as tiny_tokenizer
 
 from lib.errors import UserError
 from lib.families import CHECKPOINTS, FAMILIES, FAMILY_OF, family, family_of
-from lib.vlm import _causal, load, run_batches
+from lib.streams import _causal
+from lib.vlm import load, run_batches
 
 QUESTIONS = [
     "the color of the square to the left of the red square is",

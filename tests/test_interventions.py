@@ -270,7 +270,7 @@ def test_amplification_table(vlm, run, ids):
 
 
 def test_knockout_of_nothing_and_of_everything(vlm, run, ids):
-    """Cut off from all image tokens in all layers, the last token still hears of them through the question."""
+    """Cut off from all image tokens, the last token still hears of them through the question."""
     spans = [range(0, 3)]
     table = knockout_sweep(
         vlm, run, {"all": np.arange(36), "one": np.array([5])}, ids, ROLES, spans, progress=False

@@ -1,0 +1,327 @@
+"""The engine against the authors' procedure, in one process, on the same model and the same pairs.
+
+python benchmarks/sweeps.py                                  the embedded model (random weights when it is not
+there) python benchmarks/sweeps.py --model qwen2-vl-2b --layers 4 --encoder 4 --pairs 4     real widths, fewer
+layers python benchmarks/sweeps.py --model qwen2-vl-7b --device cuda --naive-pairs 2        full size on a GPU
+
+Prints and writes outputs/benchmarks/sweeps.csv: seconds of both, their ratio, memory relative to one plain
+forward pass of the engine's batch, and the largest difference of any probability. With --slots also the time
+against the number of slots (slots.csv and a figure). The naive procedure may be timed on fewer pairs
+(--naive-pairs) and scaled up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import models  # first: it puts the project on the path
+import naive
+import numpy as np
+import pandas as pd
+import torch
+
+from lib import paths
+from lib.errors import cli
+from lib.interventions import Interchange, Run, amplification_sweep, last_token_sweep, token_sweep
+from lib.pairs import last_token_pairs, mirrored_pairs
+from lib.questions import OPPOSITE, line_item
+from lib.scenes import Grid
+from lib.tokens import exchange
+from lib.vlm import VLM
+
+ALPHAS = tuple(range(1, 16))
+
+
+# --- measuring -------------------------------------------------------------------------------------------
+
+
+def timed(work: Callable, device: str) -> tuple[float, object]:
+    """Seconds and result."""
+    if device != "cpu":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    result = work()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start, result
+
+
+def peak(work: Callable, device: str) -> float:
+    """Bytes by which memory grows at most during work (resident memory on a CPU)."""
+    if device != "cpu":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        return torch.cuda.max_memory_allocated() - before
+    if not Path("/proc/self/clear_refs").exists():
+        return float("nan")
+    trim()
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+    before = status("VmRSS")
+    work()
+    return status("VmHWM") - before
+
+
+def trim() -> None:
+    """Give freed memory back, so that it counts when it is used again."""
+    import ctypes
+    import gc
+
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def status(key: str) -> float:
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(key))
+    return float(line.split()[1]) * 1024
+
+
+# --- the three sweeps ------------------------------------------------------------------------------------
+
+
+class Sweep:
+    """One sweep over pairs: the engine on all of them, the naive procedure pair by pair."""
+
+    def __init__(self, vlm: VLM, pairs: list, slots: list[int] | None = None):
+        self.vlm, self.pairs, self.slots = vlm, pairs, slots
+        self.ids = vlm.candidates([pair.candidates for pair in pairs])
+        self.roles = pairs[0].roles
+        self.clean = [pair.clean.scene.image(vlm.grid.canvas) for pair in pairs]
+        self.other = [pair.counterfactual.scene.image(vlm.grid.canvas) for pair in pairs]
+
+    def ready(self):
+        """Image tokens of all distinct pictures, and which belong to the clean and counterfactual runs."""
+        tokens, index = self.vlm.distinct(self.clean + self.other)
+        return tokens, index[: len(self.pairs)], index[len(self.pairs) :]
+
+    def values(self, table: pd.DataFrame) -> np.ndarray:
+        """[pair, slot or alpha, role]"""
+        key = "alpha" if "alpha" in table else "slot"
+        table = table[table["run"] == "patched"]
+        table = table.assign(role=table["role"].map({role: k for k, role in enumerate(self.roles)}))
+        shape = [table[column].nunique() for column in ("pair", key, "role")]
+        return table.sort_values(["pair", key, "role"])["probability"].to_numpy().reshape(shape)
+
+    def questions(self, side: str) -> list[str]:
+        return [getattr(pair, side).question for pair in self.pairs]
+
+    def inputs(self, k: int, side: str) -> dict:
+        picture = (self.clean if side == "clean" else self.other)[k]
+        return naive.inputs(self.vlm, [picture], [getattr(self.pairs[k], side).question])
+
+
+class LastToken(Sweep):
+    name = "last_token"
+
+    def fast(self) -> np.ndarray:
+        tokens, clean, other = self.ready()
+        runs = [
+            Run.of(self.vlm, self.questions(side), tokens, index)
+            for side, index in (("clean", clean), ("counterfactual", other))
+        ]
+        table = last_token_sweep(self.vlm, *runs, self.ids, self.roles, slots=self.slots, progress=False)
+        return self.values(table)
+
+    def slow(self, k: int) -> torch.Tensor:
+        inputs = [self.inputs(k, side) for side in ("clean", "counterfactual")]
+        return naive.last_token(self.vlm, *inputs, self.ids[[k]].to(self.vlm.device), self.slots)[:, 0]
+
+
+class Tokens(Sweep):
+    name = "tokens"
+
+    def sets(self) -> tuple[np.ndarray, np.ndarray]:
+        """Targets and sources of each pair's strips."""
+        sets = [exchange(self.vlm.grid, pair.orientation, "strip") for pair in self.pairs]
+        return tuple(np.stack(part) for part in zip(*sets, strict=True))
+
+    def fast(self) -> np.ndarray:
+        tokens, clean, other = self.ready()
+        run = Run.of(self.vlm, self.questions("clean"), tokens, clean)
+        edits = {"strip": Interchange(*self.sets())}
+        options = dict(slots=self.slots, progress=False)
+        return self.values(token_sweep(self.vlm, run, edits, self.ids, self.roles, other, **options))
+
+    def slow(self, k: int) -> torch.Tensor:
+        targets, sources = (torch.as_tensor(part[[k]]) for part in self.sets())
+        image = self.vlm.tokens([self.pairs[k].clean.question]).image
+        places = [image.gather(1, part).to(self.vlm.device) for part in (targets, sources)]
+        inputs = [self.inputs(k, side) for side in ("clean", "counterfactual")]
+        ids = self.ids[[k]].to(self.vlm.device)
+        return naive.interchange(self.vlm, *inputs, *places, ids, self.slots)[:, 0]
+
+
+class Enhancement(Sweep):
+    """Two questions about each picture, as with options in both orders; 15 alphas; two directions."""
+
+    name = "enhancement"
+
+    def __init__(self, vlm: VLM, pairs: list, slots=None):
+        super().__init__(vlm, pairs, slots)
+        generator = torch.Generator().manual_seed(0)
+        width = vlm.language.config.hidden_size
+        self.directions = torch.randn(2, width, generator=generator).to(vlm.device, vlm.dtype) / width**0.5
+
+    def fast(self) -> np.ndarray:
+        tokens, clean, _ = self.ready()
+        run = Run.of(self.vlm, self.questions("clean"), tokens, clean)
+        found = amplification_sweep(
+            self.vlm, run, {"d": self.directions}, ALPHAS, self.ids, self.roles, progress=False
+        )
+        return self.values(found)
+
+    def slow(self, k: int) -> torch.Tensor:
+        places = self.vlm.tokens([self.pairs[k].clean.question]).image.to(self.vlm.device)
+        ids, inputs = self.ids[[k]].to(self.vlm.device), self.inputs(k, "clean")
+        return naive.amplification(self.vlm, inputs, places, self.directions, ALPHAS, ids)[:, 0]
+
+
+def twice(pairs: list, grid: Grid) -> list:
+    """Each picture with its question and the opposite one: pairs of both directions of an orientation share
+    scenes."""
+    out = []
+    for pair in pairs:
+        item = pair.clean
+        back = line_item(item.setting, grid, item.entities, OPPOSITE[item.direction], item.shift)
+        out += [pair, replace(pair, clean=back)]
+    return out
+
+
+def measure(sweep: Sweep, naive_pairs: int, device: str) -> dict:
+    """Times, memory and agreement of one sweep."""
+    chosen = np.linspace(0, len(sweep.pairs) - 1, min(naive_pairs, len(sweep.pairs))).astype(int)
+    sweep.slow(int(chosen[0])), sweep.fast()  # warm up: kernels, plans
+    fast_seconds, fast = timed(sweep.fast, device)
+    naive_seconds, slow = timed(lambda: [sweep.slow(int(k)) for k in chosen], device)
+    naive_seconds *= len(sweep.pairs) / len(chosen)
+    difference = max(np.abs(fast[k] - s.cpu().numpy()).max() for k, s in zip(chosen, slow, strict=True))
+    rows = max(
+        1,
+        min(
+            len(sweep.pairs),
+            sweep.vlm.batch(
+                sweep.vlm.tokens([sweep.questions("clean")[0]]).length, sweep.vlm.language.config.hidden_size
+            ),
+        ),
+    )
+    pictures, questions = sweep.clean[:rows], sweep.questions("clean")[:rows]
+    plain = peak(lambda: naive.forward(sweep.vlm, naive.inputs(sweep.vlm, pictures, questions)), device)
+    fast_peak = peak(sweep.fast, device)
+    return {
+        "sweep": sweep.name,
+        "naive_seconds": naive_seconds,
+        "fast_seconds": fast_seconds,
+        "ratio": naive_seconds / fast_seconds,
+        "peak_ratio": fast_peak / plain,
+        "max_abs_difference": float(difference),
+        "pairs": len(sweep.pairs),
+        "naive_pairs": len(chosen),
+        "plain_batch": rows,
+        "plain_peak_mb": plain / 2**20,
+        "fast_peak_mb": fast_peak / 2**20,
+    }
+
+
+def against_slots(vlm: VLM, pairs: list, naive_pairs: int, device: str) -> pd.DataFrame:
+    """Seconds of both procedures when the first k slots of an even spread are asked for."""
+    rows = []
+    every = list(vlm.slots)
+    for count in sorted({1, 2, 4, len(every) // 2, len(every)}):
+        slots = sorted({every[round(i)] for i in np.linspace(0, len(every) - 1, count)})
+        for kind, own in ((LastToken, pairs["last"]), (Tokens, pairs["mirrored"])):
+            result = measure(kind(vlm, own, slots), naive_pairs, device)
+            for how in ("naive", "fast"):
+                rows.append(
+                    {"sweep": kind.name, "how": how, "slots": len(slots), "seconds": result[f"{how}_seconds"]}
+                )
+    return pd.DataFrame(rows)
+
+
+def draw(table: pd.DataFrame, path: Path) -> None:
+    """Time against number of slots, naive and fast."""
+    import matplotlib.pyplot as plt
+
+    from lib.figures import panels, use_style
+
+    use_style()
+    sweeps = list(dict.fromkeys(table["sweep"]))
+    figure, axes = panels(1, len(sweeps), sharey=True)
+    for ax, sweep in zip(np.atleast_1d(axes), sweeps, strict=True):
+        for how, line in (("naive", "--"), ("fast", "-")):
+            part = table[(table["sweep"] == sweep) & (table["how"] == how)]
+            ax.plot(part["slots"], part["seconds"], line, marker="o", label=how)
+        ax.set(title=sweep.replace("_", " "), xlabel="slots", yscale="log")
+    np.atleast_1d(axes)[0].set_ylabel("seconds")
+    np.atleast_1d(axes)[0].legend()
+    for suffix in (".png", ".pdf"):
+        with paths.atomic(path.with_suffix(suffix)) as temporary:
+            figure.savefig(temporary)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="reference", help=", ".join(models.NAMES))
+    parser.add_argument("--layers", type=int, help="language-model layers (default: the model's)")
+    parser.add_argument("--encoder", type=int, help="image-encoder layers (default: the model's)")
+    parser.add_argument("--pairs", type=int, default=50, help="pairs per direction")
+    parser.add_argument("--naive-pairs", type=int, default=20, help="pairs to time the naive procedure on")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", help="default: float32 on a CPU, bfloat16 on a GPU")
+    parser.add_argument("--threads", type=int, default=0, help="0: as many as torch chooses")
+    parser.add_argument("--sweeps", default="last_token,tokens,enhancement")
+    parser.add_argument("--slots", action="store_true", help="also time against number of slots")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    dtype = getattr(torch, options.dtype or ("float32" if options.device == "cpu" else "bfloat16"))
+    vlm = models.build(options.model, options.layers, options.encoder, options.device, dtype)
+    pairs = {
+        "last": last_token_pairs("squares", vlm.grid, options.pairs),
+        "mirrored": mirrored_pairs("squares", vlm.grid, options.pairs),
+    }
+    sweeps = {
+        "last_token": lambda: LastToken(vlm, pairs["last"]),
+        "tokens": lambda: Tokens(vlm, pairs["mirrored"]),
+        "enhancement": lambda: Enhancement(vlm, twice(pairs["mirrored"][: options.pairs], vlm.grid)),
+    }
+    facts = {
+        "model": options.model,
+        "layers": len(vlm.layers),
+        "encoder_layers": len(vlm.encoder_layers),
+        "device": options.device if options.device == "cpu" else torch.cuda.get_device_name(),
+        "dtype": str(dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+    }
+    rows = []
+    for name in options.sweeps.split(","):
+        rows.append(measure(sweeps[name](), options.naive_pairs, options.device) | facts)
+        print(pd.DataFrame([rows[-1]]).iloc[:, :7].round(6).to_string(index=False), flush=True)
+    record(pd.DataFrame(rows), "sweeps", ["sweep", "model", "layers", "device"], options)
+    if options.slots:
+        table = against_slots(vlm, pairs, max(1, options.naive_pairs // 4), options.device).assign(**facts)
+        record(table, "slots", ["sweep", "model", "layers", "device", "how", "slots"], options)
+        draw(table, paths.outputs() / "benchmarks" / f"slots_{options.model}")
+
+
+def record(table: pd.DataFrame, name: str, keys: list[str], options: argparse.Namespace) -> None:
+    """Write rows, in place of older ones with the same keys."""
+    path = paths.outputs() / "benchmarks" / f"{name}.csv"
+    if path.exists():
+        table = pd.concat([paths.read_csv(path), table]).drop_duplicates(keys, keep="last", ignore_index=True)
+    parameters = {key: value for key, value in vars(options).items() if key != "model"}
+    paths.write_csv(table, path, paths.provenance(options.model, 0, **parameters))
+
+
+if __name__ == "__main__":
+    with cli():
+        main()
