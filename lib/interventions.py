@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lib.errors import UserError
-from lib.vlm import VLM, Ids, ImageTokens, Prompt, pick, put, take
+from lib.vlm import VLM, Ids, ImageTokens, Memory, Prompt, pick, put, take
 
 BASELINE = -1  # the slot of rows that belong to no slot
 
@@ -118,19 +118,23 @@ def _slots(slots: Iterable[int] | None, known: range) -> list[int]:
 
 
 def last_token_states(
-    vlm: VLM, run: Run, slots: Sequence[int] | None = None, progress: bool = False
+    vlm: VLM,
+    run: Run,
+    slots: Sequence[int] | None = None,
+    progress: bool = False,
+    memory: Memory | None = None,
 ) -> Float[Tensor, "pair slot hidden"]:
-    """The last token's residual stream at slots, for every row of a run."""
-    slots = _slots(slots, vlm.slots)
+    """The last token's residual stream at slots, for every row of a run; `memory` of its pictures may be shared."""
+    slots, memory = _slots(slots, vlm.slots), memory or Memory(vlm, run.images, room=0)
     out: list = [None] * len(run)
 
     def work(frame, pictures, groups):
-        past = vlm.contexts(frame, pick(run.images, pictures)).keys
+        past = memory.keys(frame, pictures)
         for group, part, places in groups:
             hidden = vlm.ask(frame, group, part, past.rows(places), capture=slots, at=slice(-1, None)).hidden
             yield group.rows[part].tolist(), torch.cat([hidden[slot].cpu() for slot in slots], dim=1)
 
-    for rows, states in vlm.each(run.prompt, run.index, work, progress):
+    for rows, states in vlm.each(run.prompt, run.index, work, progress, cost=1.5):
         for row, state in zip(rows, states, strict=True):
             out[row] = state
     return torch.stack(out)
@@ -158,10 +162,12 @@ def last_token_sweep(
         return table.finish([], done)
     clean, counterfactual = clean.rows(todo), counterfactual.rows(todo)
     wanted = sorted({*slots, len(vlm.layers)})
-    states = last_token_states(vlm, counterfactual, wanted, progress)
+    memory = Memory(vlm, clean.images)
+    shared = memory if counterfactual.images is clean.images else None
+    states = last_token_states(vlm, counterfactual, wanted, progress, shared)
 
     def work(frame, pictures, groups):
-        past = vlm.contexts(frame, pick(clean.images, pictures)).keys
+        past = memory.keys(frame, pictures)
         for group, part, places in groups:
             rows = group.rows[part].numpy()
             run = vlm.ask(frame, group, part, past.rows(places), keep=True)
@@ -179,7 +185,8 @@ def last_token_sweep(
             ]
             yield pd.concat(parts, ignore_index=True)
 
-    return _collect(table, vlm.each(clean.prompt, clean.index, work, progress, unit="patched"), done, save)
+    results = vlm.each(clean.prompt, clean.index, work, progress, cost=1.5)
+    return _collect(table, results, done, save)
 
 
 # --- edits of image tokens ----------------------------------------------------------------------------------
@@ -329,7 +336,7 @@ def token_sweep(
     def complete(frame, chosen, groups):  # all rows of a pair belong to one part
         yield pd.concat(list(work(frame, chosen, groups)), ignore_index=True)
 
-    results = vlm.each(run.prompt, scene, complete, progress, cost=2.0, unit="scenes")
+    results = vlm.each(run.prompt, scene, complete, progress, cost=3.0, unit="scenes")
     return _collect(table, results, done, save)
 
 
@@ -483,7 +490,7 @@ def amplification_sweep(
                 else:
                     versions[name, alpha] = amplify(images, w, alpha, mode)
         parts = []
-        step = max(1, vlm.batch(run.prompt.length, images.shape[-1]) // len(chosen))
+        step = max(1, vlm.batch(run.prompt.length * 3 // 2, images.shape[-1]) // len(chosen))
         names = list(versions)
         for begin in range(0, len(names), step):
             mine = names[begin : begin + step]

@@ -7,7 +7,7 @@ last layer before the final norm. Image tokens are numbered in raster order, r *
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -95,6 +95,24 @@ class KeyValues:
     def rows(self, index) -> KeyValues:
         """Those of chosen batch rows; rows may repeat."""
         return self._map(lambda x: x[torch.as_tensor(index, device=x.device)])
+
+    def row(self, index: int) -> KeyValues:
+        """Those of one batch row (a view)."""
+        return self._map(lambda x: x[index : index + 1])
+
+    @staticmethod
+    def stacked(parts: Sequence[KeyValues]) -> KeyValues:
+        """Several, one below the other along the batch."""
+        out = KeyValues()
+        out.layers = {
+            layer: tuple(torch.cat([part.layers[layer][k] for part in parts]) for k in (0, 1))
+            for layer in parts[0].layers
+        }
+        return out
+
+    @property
+    def bytes(self) -> int:
+        return sum(x.numel() * x.element_size() for pair in self.layers.values() for x in pair)
 
 
 # --- prompts and plans --------------------------------------------------------------------------------------
@@ -197,6 +215,7 @@ class Frame:
     first: int
     split: int
     groups: tuple[Group, ...]
+    prefix: tuple[int, ...]  # token ids up to split: the same prefix and picture have the same keys and values
 
     @property
     def image(self) -> Int[Tensor, " image_token"]:

@@ -57,6 +57,7 @@ __all__ = [
     "Ids",
     "ImageTokens",
     "KeyValues",
+    "Memory",
     "Output",
     "Plan",
     "Prompt",
@@ -465,7 +466,7 @@ class VLM:
             for rows in lengths.values():
                 part = prompt.rows(rows)
                 members.append(Group(torch.tensor(rows), part, self.plan(part)))
-            out.append(Frame(int(members[0].prompt.image[0, 0]), len(frame), tuple(members)))
+            out.append(Frame(int(members[0].prompt.image[0, 0]), len(frame), tuple(members), frame))
         return out
 
     # language model: runs -----------------------------------------------------------------------------------
@@ -688,6 +689,31 @@ class VLM:
 
 def _first(output):
     return output if isinstance(output, Tensor) else output[0]
+
+
+class Memory:
+    """Keys and values of pictures that were run before, for sweeps that come back to them; `room` in bytes."""
+
+    def __init__(self, vlm: VLM, images: ImageTokens, room: int | None = None):
+        self.vlm, self.images = vlm, images
+        gpu = vlm.device.type == "cuda"
+        self.room = (
+            room if room is not None else torch.cuda.mem_get_info(vlm.device)[0] // 4 if gpu else 2**27
+        )
+        self.known: dict[tuple, KeyValues] = {}
+
+    def keys(self, frame: Frame, pictures: np.ndarray) -> KeyValues:
+        """Those of pictures up to the last image token, row by row; only new pictures are run."""
+        new = np.array([p for p in pictures if (frame.prefix, int(p)) not in self.known], dtype=int)
+        found = {}
+        if len(new):
+            batch = self.vlm.contexts(frame, pick(self.images, new)).keys
+            found = {int(p): batch.row(k) for k, p in enumerate(new)}
+        rows = [found.get(int(p)) or self.known[frame.prefix, int(p)] for p in pictures]
+        self.known |= {(frame.prefix, p): row for p, row in found.items()}
+        while self.known and len(self.known) * rows[0].bytes > self.room:
+            self.known.pop(next(iter(self.known)))  # the oldest
+        return batch if len(found) == len(pictures) else KeyValues.stacked(rows)
 
 
 @lru_cache(maxsize=32)

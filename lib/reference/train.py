@@ -276,68 +276,87 @@ def scaled(stage: Stage, preset: str) -> Stage:
     return Stage(**{**asdict(stage), "steps": stage.steps * GPU_FACTOR, "batch": stage.batch * GPU_FACTOR})
 
 
-def run_stage(stage: Stage, number: int, model, captioner, seed: int, folder: Path, half: bool) -> None:
-    """Train one stage, from its checkpoint if there is one; when done, the model's weights lie in stage<number>.pt."""
+def run_stage(
+    stage: Stage, number: int, model, captioner, seed: int, folder: Path, blind: str | None = None, half: bool = True,
+    stop_after: int | None = None,
+) -> None:  # fmt: skip
+    """Train one stage, from its checkpoint if there is one; when done, the model's weights lie in stage<number>.pt.
+
+    half: matrix products in bfloat16. stop_after: leave a checkpoint after so many steps and return.
+    """
     done, going = folder / f"stage{number}.pt", folder / f"stage{number}.going.pt"
     if done.exists():
         model.load_state_dict(torch.load(done, weights_only=True))
         return
-    for p in model.parameters():
-        p.requires_grad_(False)
-    for name in stage.trained:
-        parts(model)[name].requires_grad_(True)
-    if RECIPE_BLIND.get(folder.name) == "encoder":
+    for name, module in parts(model).items():
+        module.requires_grad_(name in stage.trained)
+    if blind == "encoder":
         models.blindfold_encoder(model)
     optimisers = optimizers(stage, model, captioner)
     rates = [[group["lr"] for group in o.param_groups] for o in optimisers]
-    first = 0
-    if going.exists():
-        state = torch.load(going, weights_only=True)
-        model.load_state_dict(state["model"])
-        captioner.load_state_dict(state["captioner"])
-        for o, s in zip(optimisers, state["optimisers"], strict=True):
-            o.load_state_dict(s)
-        first = state["step"]
+    first = resume(going, model, captioner, optimisers)
+    last = min(stage.steps, stop_after or stage.steps)
+    started, losses = time.time(), []
     model.train()
-    started, recent = time.time(), []
-    log = open(folder / "log.jsonl", "a")
-    for step in tqdm(range(first, stage.steps), initial=first, total=stage.steps, desc=stage.name, mininterval=30):
-        rng = np.random.default_rng([seed, number, step])
-        progress = stage.start + (1 - stage.start) * step / stage.steps
-        if stage.task == "text":
-            batch = text_batch(rng, stage.batch)
-        else:
-            batch = picture_batch(rng, stage.batch, progress, captions_only=stage.task != "questions")
+    for step in tqdm(range(first, last), initial=first, total=stage.steps, desc=stage.name, mininterval=30):
         for o, base in zip(optimisers, rates, strict=True):
             for group, rate in zip(o.param_groups, base, strict=True):
                 group["lr"] = rate * schedule(step, stage.steps)
-        with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            loss = loss_of(stage, model, captioner, batch)
-        loss.backward()
-        nn.utils.clip_grad_norm_([p for o in optimisers for g in o.param_groups for p in g["params"]], 1.0)
-        for o in optimisers:
-            o.step()
-            o.zero_grad(set_to_none=True)
-        recent.append(loss.item())
-        if not math.isfinite(recent[-1]):
-            raise UserError(f"Training of stage {stage.name} diverged at step {step}: lower its rate in RECIPES.")
-        if (step + 1) % 100 == 0 or step + 1 == stage.steps:
-            entry = {"stage": stage.name, "step": step + 1, "loss": float(np.mean(recent)), "seconds": time.time() - started}
-            if (step + 1) % 200 == 0 or step + 1 == stage.steps:
-                entry |= {k: round(v, 3) for k, v in place_readout(model).items()} if "encoder" in stage.trained else {}
-                entry |= quick_accuracy(model) if stage.task == "questions" else {}
-                model.train()
+        losses.append(train_step(stage, model, captioner, optimisers, np.random.default_rng([seed, number, step]), step, half))
+        if (step + 1) % 100 == 0 or step + 1 == last:
+            entry = {"stage": stage.name, "step": step + 1, "loss": float(np.mean(losses)), "seconds": time.time() - started}
+            if (step + 1) % 200 == 0 or step + 1 == last:
+                entry |= glance(stage, model)
                 save_checkpoint(
                     going, model=model.state_dict(), captioner=captioner.state_dict(), step=step + 1,
                     optimisers=[o.state_dict() for o in optimisers],
-                )
-            print(json.dumps(entry), file=log, flush=True)
-            recent = []
-    save_checkpoint(done, **model.state_dict())
-    going.unlink(missing_ok=True)
+                )  # fmt: skip
+            with open(folder / "log.jsonl", "a", encoding="utf-8") as log:
+                print(json.dumps(entry), file=log)
+            losses = []
+    if last == stage.steps:
+        save_checkpoint(done, **model.state_dict())
+        going.unlink(missing_ok=True)
 
 
-RECIPE_BLIND = {name: recipe.blind for name, recipe in RECIPES.items()}
+def resume(path: Path, model, captioner, optimisers) -> int:
+    """Load a checkpoint if there is one; the step to go on from."""
+    if not path.exists():
+        return 0
+    state = torch.load(path, weights_only=True)
+    model.load_state_dict(state["model"])
+    captioner.load_state_dict(state["captioner"])
+    for o, saved in zip(optimisers, state["optimisers"], strict=True):
+        o.load_state_dict(saved)
+    return state["step"]
+
+
+def train_step(stage: Stage, model, captioner, optimisers, rng: np.random.Generator, step: int, half: bool) -> float:
+    """One batch, one update; returns the loss."""
+    if stage.task == "text":
+        batch = text_batch(rng, stage.batch)
+    else:
+        progress = stage.start + (1 - stage.start) * step / stage.steps
+        batch = picture_batch(rng, stage.batch, progress, captions_only=stage.task != "questions")
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        loss = loss_of(stage, model, captioner, batch)
+    if not math.isfinite(loss.item()):
+        raise UserError(f"Training of stage {stage.name} diverged at step {step}: lower its rate in RECIPES.")
+    loss.backward()
+    nn.utils.clip_grad_norm_([p for o in optimisers for group in o.param_groups for p in group["params"]], 1.0)
+    for o in optimisers:
+        o.step()
+        o.zero_grad(set_to_none=True)
+    return loss.item()
+
+
+def glance(stage: Stage, model) -> dict[str, float]:
+    """What the log says of a model on its way."""
+    model.eval()
+    found = {k: round(v, 3) for k, v in place_readout(model).items()} if "encoder" in stage.trained else {}
+    found |= quick_accuracy(model) if stage.task == "questions" else {}
+    model.train()
+    return found
 
 
 def train(name: str, preset: str = "cpu", seed: int = 0, half: bool = True) -> nn.Module:
@@ -350,7 +369,7 @@ def train(name: str, preset: str = "cpu", seed: int = 0, half: bool = True) -> n
     model = models.build(models.SIZES[preset], seed, recipe.blind)
     captioner = models.Captioner(models.SIZES[preset])
     for number, stage in enumerate(recipe.stages):
-        run_stage(scaled(stage, preset), number, model, captioner, seed, folder, half)
+        run_stage(scaled(stage, preset), number, model, captioner, seed, folder, recipe.blind, half)
     return model
 
 
