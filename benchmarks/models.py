@@ -91,9 +91,7 @@ def _parts(name: str, kind: str, image: int, layers: int | None, encoder: int | 
     if kind == "gemma-3":
         text = GEMMA_3_4B | {"num_hidden_layers": layers or 34, "pad_token_id": 1}
         vision = SIGLIP_SO400M | {"num_hidden_layers": encoder or 27}
-        config = tf.Gemma3Config(
-            text_config=text, vision_config=vision, mm_tokens_per_image=256, image_token_id=image
-        )
+        config = tf.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=256, image_token_id=image)
         return tf.Gemma3ForConditionalGeneration, config, tf.Gemma3ImageProcessorPil()
     from lib.reference.models import SIZES, configuration
 

@@ -94,9 +94,7 @@ def state(vlm: VLM, batch: dict, wanted: int) -> Tensor:
     return seen[0]
 
 
-def last_token(
-    vlm: VLM, clean: dict, counterfactual: dict, ids: Tensor, slots: Sequence[int] | None = None
-) -> Tensor:
+def last_token(vlm: VLM, clean: dict, counterfactual: dict, ids: Tensor, slots: Sequence[int] | None = None) -> Tensor:
     """[slot, batch, role] probabilities when the last token's vector at one slot is the counterfactual's."""
     out = []
     for slot in vlm.slots if slots is None else slots:

@@ -5,9 +5,10 @@ there) python benchmarks/sweeps.py --model qwen2-vl-2b --layers 4 --encoder 4 --
 layers python benchmarks/sweeps.py --model qwen2-vl-7b --device cuda --naive-pairs 2        full size on a GPU
 
 Prints and writes outputs/benchmarks/sweeps.csv: seconds of both, their ratio, memory relative to one plain
-forward pass of the engine's batch, and the largest difference of any probability. With --slots also the time
-against the number of slots (slots.csv and a figure). The naive procedure may be timed on fewer pairs
-(--naive-pairs) and scaled up.
+forward pass of the engine's batch, the largest difference of any probability, and where the time goes:
+operations_ratio says how many times fewer operations the engine needs, share_of_limit how fast either runs
+against one large matrix product. With --slots also the time against the number of slots (slots.csv and a
+figure). The naive procedure may be timed on fewer pairs (--naive-pairs) and scaled up.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import naive
 import numpy as np
 import pandas as pd
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from lib import paths
 from lib.errors import cli
@@ -81,6 +83,21 @@ def trim() -> None:
 def status(key: str) -> float:
     line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(key))
     return float(line.split()[1]) * 1024
+
+
+def flops(work: Callable) -> float:
+    """Floating point operations of matrix products, convolutions and attention."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return float(counter.get_total_flops())
+
+
+def machine_flops(device: str, dtype: torch.dtype) -> float:
+    """Operations a second in one large matrix product: what this machine can do at best."""
+    size = 1024 if device == "cpu" else 8192
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    best = min(timed(lambda: left @ right, device)[0] for _ in range(6))
+    return 2 * size**3 / best
 
 
 # --- the three sweeps ------------------------------------------------------------------------------------
@@ -172,9 +189,7 @@ class Enhancement(Sweep):
     def fast(self) -> np.ndarray:
         tokens, clean, _ = self.ready()
         run = Run.of(self.vlm, self.questions("clean"), tokens, clean)
-        found = amplification_sweep(
-            self.vlm, run, {"d": self.directions}, ALPHAS, self.ids, self.roles, progress=False
-        )
+        found = amplification_sweep(self.vlm, run, {"d": self.directions}, ALPHAS, self.ids, self.roles, progress=False)
         return self.values(found)
 
     def slow(self, k: int) -> torch.Tensor:
@@ -214,6 +229,11 @@ def measure(sweep: Sweep, naive_pairs: int, device: str) -> dict:
     pictures, questions = sweep.clean[:rows], sweep.questions("clean")[:rows]
     plain = peak(lambda: naive.forward(sweep.vlm, naive.inputs(sweep.vlm, pictures, questions)), device)
     fast_peak = peak(sweep.fast, device)
+    work = {
+        "naive": flops(lambda: sweep.slow(int(chosen[0]))) * len(sweep.pairs),
+        "fast": flops(sweep.fast),
+    }
+    limit = machine_flops(device, sweep.vlm.dtype)
     return {
         "sweep": sweep.name,
         "naive_seconds": naive_seconds,
@@ -223,6 +243,9 @@ def measure(sweep: Sweep, naive_pairs: int, device: str) -> dict:
         "max_abs_difference": float(difference),
         "pairs": len(sweep.pairs),
         "naive_pairs": len(chosen),
+        "operations_ratio": work["naive"] / work["fast"],
+        "naive_share_of_limit": work["naive"] / naive_seconds / limit,
+        "fast_share_of_limit": work["fast"] / fast_seconds / limit,
         "plain_batch": rows,
         "plain_peak_mb": plain / 2**20,
         "fast_peak_mb": fast_peak / 2**20,
@@ -238,9 +261,7 @@ def against_slots(vlm: VLM, pairs: list, naive_pairs: int, device: str) -> pd.Da
         for kind, own in ((LastToken, pairs["last"]), (Tokens, pairs["mirrored"])):
             result = measure(kind(vlm, own, slots), naive_pairs, device)
             for how in ("naive", "fast"):
-                rows.append(
-                    {"sweep": kind.name, "how": how, "slots": len(slots), "seconds": result[f"{how}_seconds"]}
-                )
+                rows.append({"sweep": kind.name, "how": how, "slots": len(slots), "seconds": result[f"{how}_seconds"]})
     return pd.DataFrame(rows)
 
 

@@ -21,8 +21,8 @@ PAPER = {
 def behaviour(vlm: VLM, items: Sequence[Item], progress: bool = True) -> pd.DataFrame:
     """One row per item: setting, direction, split, item, answer, top, correct, and the candidates' probabilities.
 
-    correct: the most probable token of the whole vocabulary is a spelling of the answer (PROTOCOL.md 1). target, opposite,
-    reference: probabilities of these roles; opposite is the sum over the others where there are more than three.
+    correct: the most probable token of the whole vocabulary is a spelling of the answer (PROTOCOL.md 1). target,
+    opposite, reference: probabilities of these roles; opposite is the sum over all others where there are more.
     """
     canvas = vlm.grid.canvas
     pictures = [item.scene.image(canvas) for item in items]
@@ -45,10 +45,12 @@ def behaviour(vlm: VLM, items: Sequence[Item], progress: bool = True) -> pd.Data
     )
 
 
-def side_behaviour(vlm: VLM, items: Sequence[SideItem], form: str = "reference_point", progress: bool = True) -> pd.DataFrame:
+def side_behaviour(
+    vlm: VLM, items: Sequence[SideItem], form: str = "reference_point", progress: bool = True
+) -> pd.DataFrame:
     """One row per item: setting, direction (the true relation), split, item, first, second, correct.
 
-    first, second: right with the options in the usual order and reversed; correct: right in both (*strict*, chance 1/4).
+    first, second: right with the options in the usual order and reversed; correct: in both (*strict*, chance 1/4).
     """
     pictures = [item.scene.image(vlm.grid.canvas) for item in items for _ in range(2)]
     texts = [text for item in items for text in item.questions(form)]
@@ -68,7 +70,9 @@ def side_behaviour(vlm: VLM, items: Sequence[SideItem], form: str = "reference_p
     )
 
 
-def accuracy(table: pd.DataFrame, by: Sequence[str] = ("setting", "direction", "split"), column: str = "correct") -> pd.DataFrame:
+def accuracy(
+    table: pd.DataFrame, by: Sequence[str] = ("setting", "direction", "split"), column: str = "correct"
+) -> pd.DataFrame:
     """Share of right items in each cell of `by`, with Wilson's 95 % interval: by, n, accuracy, low, high."""
     rows = []
     for key, cell in table.groupby(list(by), sort=False):

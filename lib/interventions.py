@@ -53,8 +53,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Table:
-    """Collects scores as tidy rows: pair, run, the sweep's own columns, role, probability, logit, and the
-    labels."""
+    """Scores as tidy rows: pair, run, the sweep's own columns, role, probability, logit, and the labels."""
 
     vlm: VLM
     ids: Ids
@@ -124,7 +123,7 @@ def last_token_states(
     progress: bool = False,
     memory: Memory | None = None,
 ) -> Float[Tensor, "pair slot hidden"]:
-    """The last token's residual stream at slots, for every row of a run; `memory` of its pictures may be shared."""
+    """The last token's residual stream at slots for every row of a run; what `memory` has is used."""
     slots, memory = _slots(slots, vlm.slots), memory or Memory(vlm, run.images, room=0)
     out: list = [None] * len(run)
 
@@ -134,7 +133,7 @@ def last_token_states(
             hidden = vlm.ask(frame, group, part, past.rows(places), capture=slots, at=slice(-1, None)).hidden
             yield group.rows[part].tolist(), torch.cat([hidden[slot].cpu() for slot in slots], dim=1)
 
-    for rows, states in vlm.each(run.prompt, run.index, work, progress, cost=1.5):
+    for rows, states in vlm.each(run.prompt, run.index, work, progress, cost=3.0):
         for row, state in zip(rows, states, strict=True):
             out[row] = state
     return torch.stack(out)
@@ -185,7 +184,7 @@ def last_token_sweep(
             ]
             yield pd.concat(parts, ignore_index=True)
 
-    results = vlm.each(clean.prompt, clean.index, work, progress, cost=1.5)
+    results = vlm.each(clean.prompt, clean.index, work, progress, cost=3.0)
     return _collect(table, results, done, save)
 
 
@@ -490,7 +489,7 @@ def amplification_sweep(
                 else:
                     versions[name, alpha] = amplify(images, w, alpha, mode)
         parts = []
-        step = max(1, vlm.batch(run.prompt.length * 3 // 2, images.shape[-1]) // len(chosen))
+        step = max(1, vlm.batch(run.prompt.length, images.shape[-1]) * 2 // 3 // len(chosen))
         names = list(versions)
         for begin in range(0, len(names), step):
             mine = names[begin : begin + step]

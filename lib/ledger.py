@@ -1,7 +1,8 @@
 """The claims of the paper, what is measured for each, and the rule that turns a value into a verdict (floor 4).
 
-One rule for every row: with the 95 % interval of the metric wholly above its threshold the claim is *reproduced*, wholly
-at or below it *not reproduced*, else *inconclusive*. Metrics and thresholds stand here, before any value is computed.
+One rule for every row: with the 95 % interval of the metric wholly above its threshold the claim is *reproduced*,
+wholly at or below it *not reproduced*, else *inconclusive*. Metrics and thresholds stand here, before any value is
+computed.
 Effects are on the scale clean run = 0, counterfactual run = 1 of P(opposite) - P(target), unless said otherwise.
 """
 
@@ -17,7 +18,7 @@ from lib.errors import UserError
 
 @dataclass(frozen=True)
 class Measure:
-    """What is measured for a claim. threshold: see the module's rule. paper: the paper's value, in words if no number."""
+    """What is measured for a claim. threshold: see the module's rule. paper: the paper's value, maybe in words."""
 
     claim: str
     metric: str
@@ -51,7 +52,8 @@ MEASURES = {
         Measure("C3", "strip_score", 0.5, "visible strips, no number",
                 "share of the probe map's variance over background tokens explained by their strip"),
         Measure("C4", "strip_effect", 0.5, "flips (about 1)", "effect of exchanging whole strips at slot 0"),
-        Measure("C4", "strip_minus_object", 0.25, "about 1", "that effect minus the effect of exchanging object tokens alone"),
+        Measure("C4", "strip_minus_object", 0.25, "about 1",
+                "that effect minus the effect of exchanging object tokens alone"),
         Measure("C5", "order_lost", 0.5, "most of it",
                 "share of P(target) - P(opposite) that the ordering ablation removes"),
         Measure("C5", "order_left", 0.0, "some of it",
@@ -69,7 +71,9 @@ MEASURES = {
 def row(metric: str, value: float, low: float, high: float, n: int, notebook: str, cell: str, **where) -> dict:
     """One ledger row; `where` may add setting, direction or model. cell: the tag of the cell that made the value."""
     if metric not in MEASURES:
-        raise UserError(f"No measure {metric!r} in lib/ledger.py: add it there, with its threshold, before computing it.")
+        raise UserError(
+            f"No measure {metric!r} in lib/ledger.py: add it there, with its threshold, before computing it."
+        )
     measure = MEASURES[metric]
     return {
         "claim": measure.claim,

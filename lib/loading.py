@@ -123,8 +123,7 @@ def _explained(name):
 
 
 def _processor(path: str, record: Family, revision: str | None):
-    """The checkpoint's image processor in its Pillow version: no torchvision needed, the same numbers
-    everywhere."""
+    """The checkpoint's image processor in its Pillow version: no torchvision, the same numbers everywhere."""
     import transformers
 
     names = [record.processor]
@@ -164,8 +163,7 @@ def _file(path: str, file: str, revision: str | None) -> str | None:
 
 
 def chat(tokenizer, template, question, system, images, placeholder, name) -> str:
-    """The chat template of a model applied to a question; templates differ in the forms they take, so try
-    several."""
+    """The chat template applied to a question; templates differ in the forms they take, so try several."""
     pictures = [{"type": "image"} for _ in range(images)]
     user = {"role": "user", "content": [*pictures, {"type": "text", "text": question}]}
     trials = [[user]]

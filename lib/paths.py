@@ -213,8 +213,9 @@ def commit() -> str | None:
 
 @cache
 def lib_digest() -> str:
-    """One digest of this library's source, names included."""
-    return files_digest({str(p.relative_to(LIB)): p for p in LIB.rglob("*.py")})
+    """One digest of the source that results depend on, names included: all of lib/ but the training code, whose
+    product, the weights, has a digest of its own."""
+    return files_digest({str(p.relative_to(LIB)): p for p in LIB.glob("*.py")})
 
 
 def files_digest(files: dict[str, Path]) -> str:

@@ -58,7 +58,7 @@ def bend(points: Sequence[Point], closed: bool = False) -> list[Point]:
     t = np.linspace(0, 1, 16)[:, None]
     pieces = [
         b + t * (c - a) / 2 + t**2 * (a - 2.5 * b + 2 * c - d / 2) + t**3 * (1.5 * (b - c) + (d - a) / 2)
-        for a, b, c, d in zip(p, p[1:], p[2:], p[3:])
+        for a, b, c, d in zip(p, p[1:], p[2:], p[3:], strict=False)
     ]
     return [tuple(q) for q in np.concatenate(pieces)]
 
@@ -107,7 +107,7 @@ def grow(mask: Mask, width: float) -> Mask:
 
 
 def mix(a: Colour, b: Colour, share: float) -> Colour:
-    return tuple(round(u + (v - u) * share) for u, v in zip(a, b))
+    return tuple(round(u + (v - u) * share) for u, v in zip(a, b, strict=True))
 
 
 class Sketch:
@@ -127,7 +127,7 @@ class Sketch:
         x, y, reach = lit
         down, across = np.mgrid[:CANVAS, :CANVAS] / UNIT
         far = np.hypot(across - x, down - y) / reach
-        stops = zip(mix(colour, WHITE, 0.45), colour, mix(colour, INK, 0.35))
+        stops = zip(mix(colour, WHITE, 0.45), colour, mix(colour, INK, 0.35), strict=True)
         pixels = np.stack([np.interp(far, (0, 0.4, 1), stop) for stop in stops], axis=2)
         self.flat(mask, colour, outline)
         self.image.paste(Image.fromarray(pixels.round().astype(np.uint8)), mask=mask)

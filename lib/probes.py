@@ -153,8 +153,7 @@ def shuffled_labels(objects: Objects, seed: int = 0) -> np.ndarray:
 
 
 def control_labels(objects: Objects, labels: int = 3, seed: int = 0) -> np.ndarray:
-    """A random label per entity, as balanced as can be: what a probe can learn by memorising what things look
-    like."""
+    """A random label per entity, balanced: what a probe can learn by memorising what things look like."""
     known = np.unique(objects.entity)
     dealt = np.random.default_rng(seed).permutation(np.arange(len(known)) % labels)
     return dealt[np.searchsorted(known, objects.entity)]

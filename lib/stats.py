@@ -112,8 +112,7 @@ def bootstrap(
     level: float = LEVEL,
     seed: int = 0,
 ) -> Estimate:
-    """Any statistic of arrays whose rows are resampled together; resamples where it is not finite are left
-    out."""
+    """Any statistic of arrays whose rows are resampled together; draws where it is not finite are left out."""
     arrays = [np.asarray(array) for array in arrays]
     units = np.arange(len(arrays[0])) if units is None else np.unique(units, return_inverse=True)[1].ravel()
     members = [np.flatnonzero(units == k) for k in range(units.max() + 1)]
@@ -127,8 +126,7 @@ def bootstrap(
 
 
 def difference(first, second, paired: bool = True, **options) -> Estimate:
-    """Mean of first minus mean of second. Paired: row i of both is the same unit. Otherwise two independent
-    samples."""
+    """Mean of first minus mean of second; paired (row i of both is one unit) or independent samples."""
     first, second = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
     if paired:
         if first.shape != second.shape:

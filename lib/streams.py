@@ -120,14 +120,11 @@ class KeyValues:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Tokenised questions, padded on the left. The last token of every row is the one that predicts the
-    answer."""
+    """Tokenised questions, padded on the left; the last token of every row predicts the answer."""
 
     ids: Int[Tensor, "batch token"]
     mask: Bool[Tensor, "batch token"]  # False where padded
-    image: Int[
-        Tensor, "batch image_token"
-    ]  # places of the image tokens in raster order, picture after picture
+    image: Int[Tensor, "batch image_token"]  # places of the image tokens in raster order, picture after picture
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -152,8 +149,7 @@ class Plan:
     length: int
 
     def part(self, layer: int, first: int, stop: int) -> dict:
-        """Keyword arguments of a layer when only tokens first..stop-1 are computed, seeing all tokens up to
-        stop."""
+        """Keyword arguments of a layer when only tokens first..stop-1 are computed, seeing all up to stop."""
         out = dict(self.layers[layer])
         cos, sin = out["position_embeddings"]
         out["position_embeddings"] = (cos[..., first:stop, :], sin[..., first:stop, :])
@@ -162,9 +158,7 @@ class Plan:
         mask = out["attention_mask"]
         if mask is not None:
             out["attention_mask"] = mask[..., first:stop, :stop]
-        elif (
-            first > 0 and stop - first > 1
-        ):  # without a mask, attention takes the queries for the first tokens
+        elif first > 0 and stop - first > 1:  # without a mask, attention takes the queries for the first tokens
             out["attention_mask"] = _causal(first, stop, cos.device)
         return out
 
@@ -215,7 +209,7 @@ class Frame:
     first: int
     split: int
     groups: tuple[Group, ...]
-    prefix: tuple[int, ...]  # token ids up to split: the same prefix and picture have the same keys and values
+    prefix: tuple[int, ...]  # ids up to split: prefix and picture determine keys and values
 
     @property
     def image(self) -> Int[Tensor, " image_token"]:
@@ -233,9 +227,7 @@ class Output:
 
 def pick(images, index) -> ImageTokens:
     """Image tokens by number, from a tensor or from a function that makes them."""
-    return (
-        images[torch.as_tensor(index, device=images.device)] if isinstance(images, Tensor) else images(index)
-    )
+    return images[torch.as_tensor(index, device=images.device)] if isinstance(images, Tensor) else images(index)
 
 
 def put(hidden: Tensor, positions: Tensor, values: Tensor) -> Tensor:
@@ -257,15 +249,16 @@ def take(hidden: Tensor, positions: Tensor) -> Tensor:
 def run_batches(
     count: int, work: Callable[[np.ndarray], object], size: int, progress: bool = False, unit: str = "rows"
 ):
-    """(indices, work(indices)) over 0..count-1 in batches; out of memory halves the batch, finished work is
-    kept."""
+    """(indices, work(indices)) over 0..count-1 in batches; out of memory halves a batch and loses nothing."""
     with tqdm(total=count, disable=not progress, unit=f" {unit}", leave=False) as bar:
         start = 0
         while start < count:
             index = np.arange(start, min(start + size, count))
             try:
                 result = work(index)
-            except torch.OutOfMemoryError as error:
+            except (RuntimeError, MemoryError) as error:
+                if not _out_of_memory(error):
+                    raise
                 if size == 1:
                     raise UserError(
                         "Out of memory with a single row: choose a smaller model or dtype=bfloat16."
@@ -276,3 +269,8 @@ def run_batches(
             yield index, result
             start += len(index)
             bar.update(len(index))
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """On a GPU torch has an error of its own, on a CPU only words."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in str(error)

@@ -104,15 +104,9 @@ class VLM:
         name: str = "model",
         template: str | None = None,
     ):
-        self.model, self.tokenizer, self.processor, self.family, self.name = (
-            model.eval(),
-            tokenizer,
-            processor,
-            family,
-            name,
-        )
-        self.template = template
-        self.config = model.config
+        self.model, self.config = model.eval(), model.config
+        self.tokenizer, self.processor, self.template = tokenizer, processor, template
+        self.family, self.name = family, name
         self.merge = _merge(family, model.config)  # encoder patches per image token and side
         self.grid = grid or _grid(family, model.config, self.merge)
         self.base = model.model
@@ -120,14 +114,12 @@ class VLM:
         self.layers = self.language.layers
         self.encoder_layers = self.base.get_submodule(family.encoder)
         self.projector = self.base.get_submodule(family.projector)
-        self.image_id = next(
-            i
-            for i in (getattr(self.config, key, None) for key in ("image_token_id", "image_token_index"))
-            if i is not None
-        )
+        ids = (getattr(self.config, key, None) for key in ("image_token_id", "image_token_index"))
+        self.image_id = next(i for i in ids if i is not None)
         self.special = dict(getattr(self.config, "dual_mechanisms", None) or {})
-        self._plans: dict = {}
-        self._texts: dict = {}
+        self._plans: dict[tuple, Plan] = {}
+        self._texts: dict[tuple, tuple[Tensor, Tensor]] = {}
+        self._words: dict[str, tuple[int, ...]] = {}
 
     @property
     def slots(self) -> range:
@@ -172,9 +164,7 @@ class VLM:
         out = {key: out[key] for key in self.family.inputs}
         if self.family.extra:
             count = len(images[0]) if images[0][0] is not images[0][-1] else 1
-            out = {key: value[:count] for key, value in out.items()} | {
-                "batch_num_images": torch.tensor([count + 1])
-            }
+            out = {key: value[:count] for key, value in out.items()} | {"batch_num_images": torch.tensor([count + 1])}
         return {key: value.to(self.device) for key, value in out.items()}
 
     @property
@@ -269,13 +259,9 @@ class VLM:
 
         wanted = set(edits) | capture
         out = [(self.encoder_layers[0], "before", before)] if 0 in wanted else []
-        return out + [
-            (self.encoder_layers[slot - 1], "after", after(slot)) for slot in sorted(wanted) if slot > 0
-        ]
+        return out + [(self.encoder_layers[slot - 1], "after", after(slot)) for slot in sorted(wanted) if slot > 0]
 
-    def distinct(
-        self, images: Sequence[Image.Image], progress: bool = False
-    ) -> tuple[ImageTokens, np.ndarray]:
+    def distinct(self, images: Sequence[Image.Image], progress: bool = False) -> tuple[ImageTokens, np.ndarray]:
         """Image tokens of the distinct pictures among images, and for each image its row there."""
         known: dict[bytes, int] = {}
         index, first = [], []
@@ -344,8 +330,6 @@ class VLM:
         return out
 
     def _spellings(self, word: str) -> tuple[int, ...]:
-        if not hasattr(self, "_words"):
-            self._words: dict[str, tuple[int, ...]] = {}
         if word not in self._words:
             bare = word.strip()
             capital = bare[:1].upper() + bare[1:]
@@ -360,8 +344,7 @@ class VLM:
         if len(ids) != 1 or ids[0] == self.tokenizer.unk_token_id:
             pieces = self.tokenizer.convert_ids_to_tokens(ids)
             raise UserError(
-                f"The word {word!r} is not one token for {self.name}: {form!r} becomes {pieces}. "
-                "Choose another word."
+                f"The word {word!r} is not one token for {self.name}: {form!r} becomes {pieces}. Choose another word."
             )
         return ids[0]
 
@@ -395,9 +378,7 @@ class VLM:
             )
             return positions
         step = mask.long()
-        if (
-            self.special.get("image_positions") == "shared"
-        ):  # image tokens share the place of the first of them
+        if self.special.get("image_positions") == "shared":  # that of the first image token
             step = step.scatter(1, prompt.image[:, 1:].to(self.device), 0)
         return (step.cumsum(-1) - 1).clamp(min=0)
 
@@ -415,8 +396,7 @@ class VLM:
 
     @torch.no_grad()
     def plan(self, prompt: Prompt) -> Plan:
-        """What transformers hands to each layer for these prompts; one row when none is padded and all are
-        alike."""
+        """What transformers hands to each layer for these prompts; one row when all are alike, without padding."""
         alike = bool(prompt.mask.all()) and bool((prompt.image == prompt.image[0]).all())
         if alike:
             prompt = prompt.rows([0])
@@ -452,8 +432,7 @@ class VLM:
         return out
 
     def frames(self, prompt: Prompt) -> list[Frame]:
-        """Prompts sorted into frames (equal up to the last image token) and groups (equal length), without
-        padding."""
+        """Prompts without padding, in frames (equal up to the last image token) and groups (equal length)."""
         groups: dict = {}
         for row in range(len(prompt)):
             one = prompt.rows([row])
@@ -486,8 +465,7 @@ class VLM:
         keys_only: bool = False,
         mask: Callable[[int, dict], dict] | None = None,
     ) -> Output:
-        """Run layers start..L-1 on tokens first, first + 1, ... whose residual stream at slot `start` is
-        `hidden`.
+        """Run layers start..L-1 on tokens first, first + 1, ... with `hidden` as residual stream at slot `start`.
 
         past: keys and values of the tokens before `first`. edits: {slot: function}; capture: slots to return
         (after edits), of the tokens `at`. keep: return keys and values of all tokens so far. keys_only:
@@ -519,8 +497,7 @@ class VLM:
     def run_last(
         self, plan: Plan, states: dict[int, Float[Tensor, "batch hidden"]], past: KeyValues
     ) -> dict[int, Float[Tensor, "batch hidden"]]:
-        """The last token alone, entering at several slots at once, against cached keys and values of the
-        tokens before.
+        """The last token alone, entering at several slots at once, against the keys and values before it.
 
         states: {slot: the last token's vector there}; returns {slot: its vector at slot L}. All versions run
         side by side as queries that do not see each other: the whole sweep costs about one forward of one
@@ -552,8 +529,7 @@ class VLM:
         capture: Iterable[int] = (),
         keep: bool = False,
     ) -> Output:
-        """A whole batch from slot 0 (given image tokens) or from a slot (given hidden states), padding and
-        all."""
+        """A whole batch, padding and all: from slot 0 given image tokens, or from a slot given hidden states."""
         if hidden is None:
             hidden = self.embed(prompt, images, index)
         return self.run(self.plan(prompt), hidden, from_slot, edits=edits, capture=capture, keep=keep)
@@ -570,8 +546,7 @@ class VLM:
 
     @torch.no_grad()
     def ask(self, frame: Frame, group: Group, rows, past: KeyValues, **options) -> Output:
-        """The question part of chosen rows of a group, against the keys and values of their pictures, row by
-        row."""
+        """The question part of chosen rows of a group, against their pictures' keys and values, row by row."""
         ids = group.prompt.ids[rows, frame.split :].to(self.device)
         hidden = self.model.get_input_embeddings()(ids)
         return self.run(group.plan, hidden, first=frame.split, past=past, **options)
@@ -581,16 +556,11 @@ class VLM:
     @torch.no_grad()
     def logits(self, last: Float[Tensor, "batch hidden"]) -> Float[Tensor, "batch vocabulary"]:
         """Next-token logits from the residual stream at slot L."""
-        out = self.model.lm_head(self.language.norm(last))
-        cap = getattr(self.language.config, "final_logit_softcapping", None)
-        if cap and self.family.architecture != "gemma3":
-            out = torch.tanh(out / cap) * cap
-        return out.float()
+        return self.model.lm_head(self.language.norm(last)).float()
 
     @torch.no_grad()
     def score(self, last: Float[Tensor, "batch hidden"], ids: Ids) -> tuple[Tensor, Tensor]:
-        """Probability and logit of each candidate: [batch, role] each, summed over spellings (logit:
-        log-sum-exp)."""
+        """Probability and logit of each candidate, [batch, role] each: sum and log-sum-exp over spellings."""
         logits = self.logits(last)
         ids = ids.to(logits.device)
         picked = logits.gather(1, ids.clamp(min=0).flatten(1)).reshape(ids.shape)
@@ -668,13 +638,12 @@ class VLM:
                 for group in frame.groups:
                     own = index[group.rows.numpy()]
                     inside = np.flatnonzero(np.isin(own, mine))
-                    for part in (
-                        np.array_split(inside, -(-len(inside) // (4 * len(mine)))) if len(inside) else []
-                    ):
-                        groups.append((group, part, np.searchsorted(mine, own[part])))
+                    for part in np.array_split(inside, -(-len(inside) // len(mine)) or 1):
+                        if len(part):
+                            groups.append((group, part, np.searchsorted(mine, own[part])))
                 return list(work(frame, mine, groups))
 
-            size = self.batch(int(prompt.length * cost), self.language.config.hidden_size)
+            size = max(1, int(self.batch(prompt.length, self.language.config.hidden_size) / cost))
             for _, results in run_batches(len(pictures), batch, size, progress, unit):
                 yield from results
 
@@ -692,14 +661,13 @@ def _first(output):
 
 
 class Memory:
-    """Keys and values of pictures that were run before, for sweeps that come back to them; `room` in bytes."""
+    """Keys and values of pictures that were run before, for runs that come back to them; `room` in bytes."""
 
     def __init__(self, vlm: VLM, images: ImageTokens, room: int | None = None):
         self.vlm, self.images = vlm, images
         gpu = vlm.device.type == "cuda"
-        self.room = (
-            room if room is not None else torch.cuda.mem_get_info(vlm.device)[0] // 4 if gpu else 2**27
-        )
+        free = torch.cuda.mem_get_info(vlm.device)[0] // 4 if gpu else 2**27
+        self.room = free if room is None else room
         self.known: dict[tuple, KeyValues] = {}
 
     def keys(self, frame: Frame, pictures: np.ndarray) -> KeyValues:
@@ -725,9 +693,7 @@ def _patch_order(order: str, side: int, merge: int, window: int | None) -> Tenso
     if order == "windows":  # windows of `window` tokens a side, each holding its tokens in raster order
         tokens = torch.arange(side * side).reshape(side, side)
         strips = range(0, side, window)
-        blocks = blocks[
-            torch.cat([tokens[r : r + window, c : c + window].flatten() for r in strips for c in strips])
-        ]
+        blocks = blocks[torch.cat([tokens[r : r + window, c : c + window].flatten() for r in strips for c in strips])]
     return blocks.flatten()
 
 

@@ -19,7 +19,9 @@ SHIPPED = [name for name in train.RECIPES if (paths.MODELS / name / "config.json
 def test_every_candidate_is_one_token_in_every_spelling():
     tokenizer = language.build_tokenizer()
     for word in (*curriculum.COLOURS, *scenes.OBJECT_NAMES, *questions.DIRECTIONS):
-        ids = {tuple(tokenizer(form).input_ids) for form in (word, word.capitalize(), " " + word, " " + word.capitalize())}
+        ids = {
+            tuple(tokenizer(form).input_ids) for form in (word, word.capitalize(), " " + word, " " + word.capitalize())
+        }
         assert len(ids) == 1 and len(ids.pop()) == 1
 
 
@@ -164,5 +166,7 @@ def test_the_script_of_the_card_answers_red_without_this_library(name, tmp_path)
     script = re.search(r"```python\n(.*?)```", (paths.MODELS / name / "README.md").read_text(), re.S)[1]
     assert "lib" not in script.replace("library", "")
     script = script.replace(f"data/models/{name}", str(paths.MODELS / name))
-    out = subprocess.run([sys.executable, "-I", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    out = subprocess.run(
+        [sys.executable, "-I", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert out.stdout.strip().endswith("red"), out.stderr[-2000:]

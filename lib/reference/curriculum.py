@@ -108,7 +108,7 @@ def on_photograph(rng: np.random.Generator, scene: Scene) -> Scene:
 
 
 def random_scene(rng: np.random.Generator, progress: float) -> tuple[str, Scene]:
-    """A scene of the curriculum: rows and columns first, then free layouts and lattices, backgrounds, natural scenes."""
+    """A scene of the curriculum: first rows and columns, then free layouts, lattices, photographs, natural scenes."""
     kind = str(rng.choice(KINDS, p=(0.3, 0.3, 0.4)))
     stage = int(np.searchsorted((0.25, 0.45, 0.65), progress, side="right"))
     layouts = ("line", "line4", "free", "off_grid", "lattice", "photograph", "natural")
@@ -130,7 +130,9 @@ def random_scene(rng: np.random.Generator, progress: float) -> tuple[str, Scene]
         case "lattice":
             return kind, lattice(rng, kind)
         case "photograph":
-            return kind, on_photograph(rng, line(rng, kind) if rng.uniform() < 0.7 else free(rng, kind, rng.uniform() < 0.5))
+            return kind, on_photograph(
+                rng, line(rng, kind) if rng.uniform() < 0.7 else free(rng, kind, rng.uniform() < 0.5)
+            )
     return "objects", scenes.natural_scene(rng, GRID.canvas, scenes.TRAINING_PHOTOGRAPHS)
 
 
@@ -203,7 +205,9 @@ def neighbour_texts(kind: str, placements: tuple[Placement, ...]) -> list[Text]:
         for direction in DIRECTIONS:
             target = neighbour(direction, reference, placements)
             if target is not None:
-                texts.append((neighbour_question(kind, direction, reference.entity) + " <assistant>", target.entity.name))
+                texts.append(
+                    (neighbour_question(kind, direction, reference.entity) + " <assistant>", target.entity.name)
+                )
     return texts
 
 

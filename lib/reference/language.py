@@ -36,9 +36,21 @@ CHAT_TEMPLATE = (
 def vocabulary() -> list[str]:
     """Every token, special ones first; the words of all question forms, statements and descriptions."""
     shape, other = Entity("square", "red"), Entity("heart", "blue")
-    texts = [questions.SYSTEM_TEXT, "an empty scene", "next to", "how many", "what", "scene", "list", "from", "picture of"]
+    texts = [
+        questions.SYSTEM_TEXT,
+        "an empty scene",
+        "next to",
+        "how many",
+        "what",
+        "scene",
+        "list",
+        "from",
+        "picture of",
+    ]
     for direction in questions.DIRECTIONS:
-        texts += [questions.neighbour_question(setting, direction, shape) for setting in ("squares", "shapes", "objects")]
+        texts += [
+            questions.neighbour_question(setting, direction, shape) for setting in ("squares", "shapes", "objects")
+        ]
         texts.append(questions.whatsup_question(direction, "chair"))
     for form in ("reference_point", "is_the"):
         for options in (("left", "right"), ("above", "below")):

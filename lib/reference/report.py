@@ -91,17 +91,17 @@ def embedding_facts(model: vlm.VLM) -> dict[str, float]:
 
 
 DESCRIPTIONS = {
-    "reference": "made in stages, as published VLMs are: an encoder pre-trained by captioning (its text side sees image tokens "
-    "as a set), a language model pre-trained on text alone, a projector aligned with both frozen, then instruction tuning with "
-    "the encoder frozen. The default of this artifact.",
+    "reference": "made in stages, as published VLMs are: an encoder pre-trained by captioning (its text side sees image "
+    "tokens as a set), a language model pre-trained on text alone, a projector aligned with both frozen, then "
+    "instruction tuning with the encoder frozen. The default of this artifact.",
     "joint": "everything trained from scratch, end to end, on the same scenes and questions as `reference`.",
-    "vision_only": "a calibration model: its backbone is blind to where image tokens stand (one shared position, no attention "
-    "among image tokens), so that all order must come from the embeddings. Needs this artifact's adapter (`lib.vlm.load`).",
-    "backbone_only": "a calibration model: its encoder is blind to place (no position embedding, no mixing between patches), so "
-    "that all order must be made in the backbone.",
+    "vision_only": "a calibration model: its backbone is blind to where image tokens stand (one shared position, no "
+    "attention among image tokens), so that all order must come from the embeddings. Needs this artifact's adapter.",
+    "backbone_only": "a calibration model: its encoder is blind to place (no position embedding, no mixing between "
+    "patches), so that all order must be made in the backbone.",
 }
 
-SCRIPT = '''```python
+SCRIPT = """```python
 from PIL import Image, ImageDraw
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -125,7 +125,7 @@ inputs = processor(images=image, text=text, return_tensors="pt")
 answer = model.generate(**inputs, max_new_tokens=1, do_sample=False)
 print(processor.decode(answer[0, -1:]))  # red
 ```
-'''
+"""
 
 
 def card(name: str, model: vlm.VLM, table: pd.DataFrame, preset: str, seed: int) -> str:
@@ -140,7 +140,7 @@ def card(name: str, model: vlm.VLM, table: pd.DataFrame, preset: str, seed: int)
     wide = wide[list(questions.DIRECTIONS)].reset_index()
     size = train.models.SIZES[preset]
     count = sum(p.numel() for p in model.model.parameters())
-    use = SCRIPT.format(name=name) if name != "vision_only" else "Load it with `lib.vlm.load(\"vision_only\")`.\n"
+    use = SCRIPT.format(name=name) if name != "vision_only" else 'Load it with `lib.vlm.load("vision_only")`.\n'
     return f"""---
 license: mit
 library_name: transformers
@@ -150,30 +150,24 @@ pipeline_tag: image-text-to-text
 
 A small vision-language model for spatial questions: {DESCRIPTIONS[name]}
 
-It is a `LlavaForConditionalGeneration` (SigLIP encoder with learned positions, Llama backbone with 1-D rotary positions):
-{count:,} parameters, width {size.width}, {size.encoder} encoder layers, {size.backbone} backbone layers, pictures of {GRID.canvas} x {GRID.canvas}
-pixels, {GRID.side} x {GRID.side} image tokens of {GRID.pixels} x {GRID.pixels} pixels. Weights are half precision; all numbers here are measured on these
-files, run in float32, by `python -m lib.reference.report {name}`.
+It is a `LlavaForConditionalGeneration` (SigLIP encoder with learned positions, Llama backbone with 1-D rotary positions): {count:,} parameters, width {size.width}, {size.encoder} encoder layers, {size.backbone} backbone layers, pictures of {GRID.canvas} x {GRID.canvas} pixels, {GRID.side} x {GRID.side} image tokens of {GRID.pixels} x {GRID.pixels} pixels. Weights are half precision; all numbers here are measured on these files, run in float32, by `python -m lib.reference.report {name}`.
 
 ## Use
 
 {use}
 ## How it was made
 
-`python -m lib.reference.train {name} --preset {preset} --seed {seed}`: stages below; Muon (0.02 x rate) on weight matrices, AdamW
-(0.002 x rate) on embeddings, head, norms and biases, warm-up of 100 steps, linear decay to zero, {train.LONGEST} text tokens a scene.
+`python -m lib.reference.train {name} --preset {preset} --seed {seed}`: stages below; Muon (0.02 x rate) on weight matrices, AdamW (0.002 x rate) on embeddings, head, norms and biases, warm-up of 100 steps, linear decay to zero, {train.LONGEST} text tokens a scene.
 
 {stages.to_markdown(index=False)}
 
-Data: scenes drawn by `lib/scenes.py`, texts by `lib/reference/curriculum.py`; nothing else. Rows and columns, free layouts, grids,
-cut-outs of {len(scenes.TRAINING_PHOTOGRAPHS)} photographs ({", ".join(scenes.TRAINING_PHOTOGRAPHS)}) and, last, naturalistic scenes.
-Never in training: the centred lines of the evaluation, the `test` triples (a third of all) in any row or column, the photographs
-{", ".join(scenes.HELD_OUT_PHOTOGRAPHS)}. All pictures of the tables below are therefore new to the model.
+Loss, accuracy and seconds along the way are in `training.jsonl` (seconds of one thread on a busy two-core machine, counted anew after a stop).
+
+Data: scenes drawn by `lib/scenes.py`, texts by `lib/reference/curriculum.py`; nothing else. Rows and columns, free layouts, grids, cut-outs of {len(scenes.TRAINING_PHOTOGRAPHS)} photographs ({", ".join(scenes.TRAINING_PHOTOGRAPHS)}) and, last, naturalistic scenes. Never in training: the centred lines of the evaluation, the `test` triples (a third of all) in any row or column, the photographs {", ".join(scenes.HELD_OUT_PHOTOGRAPHS)}. All pictures of the tables below are therefore new to the model.
 
 ## Place in the embeddings
 
-Mean norm of patch embeddings {facts["patch_norm"]:.1f}, of position embeddings {facts["position_norm"]:.1f}. Row and column of an object's first token read
-from its projected embedding by ridge regression on other scenes: R2 {facts["row_r2"]:.2f} and {facts["column_r2"]:.2f}.
+Mean norm of patch embeddings {facts["patch_norm"]:.1f}, of position embeddings {facts["position_norm"]:.1f}. Row and column of an object's first token read from its projected embedding by ridge regression on other scenes: R2 {facts["row_r2"]:.2f} and {facts["column_r2"]:.2f}.
 
 ## Accuracy
 
@@ -183,8 +177,7 @@ Most probable next token, share right with Wilson's 95 % interval; `test`: no su
 
 ## Limits
 
-It knows {len(scenes.COLOURS) - 1} colours, {len(scenes.SHAPES)} shapes and {len(scenes.OBJECT_NAMES)} drawn objects, reads and writes {len(model.tokenizer)} words, and answers the question forms of
-`lib/questions.py`. It is a stand-in for studying where a model keeps order; what holds in it need not hold in a large model.
+It knows {len(scenes.COLOURS) - 1} colours, {len(scenes.SHAPES)} shapes and {len(scenes.OBJECT_NAMES)} drawn objects, reads and writes {len(model.tokenizer)} words, and answers the question forms of `lib/questions.py`. It is a stand-in for studying where a model keeps order; what holds in it need not hold in a large model.
 """
 
 

@@ -1,8 +1,8 @@
 """Train a reference model: `python -m lib.reference.train reference --preset cpu`.
 
-Every stage is a list of steps with its own random numbers, so a run that was stopped goes on from its last checkpoint as
-if nothing had happened. Recipes are data (RECIPES): stages, what is trained, rates. Checkpoints lie in checkpoints/ (not
-committed); the finished model goes to data/models/<name>.
+Every step has its own random numbers, so a run that was stopped goes on from its last checkpoint as if nothing had
+happened. Recipes are data (RECIPES): stages, what is trained, rates. Checkpoints lie in checkpoints/ (not committed);
+the finished model goes to data/models/<name>.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 import time
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -25,7 +26,7 @@ from lib import questions, scenes
 from lib.errors import UserError, cli
 from lib.paths import MODELS, ROOT
 from lib.reference import curriculum, models
-from lib.reference.language import GRID, SPECIAL, build_tokenizer, save_processor
+from lib.reference.language import GRID, build_tokenizer, save_processor
 from lib.reference.muon import Muon
 
 CHECKPOINTS = ROOT / "checkpoints"
@@ -38,12 +39,13 @@ PREFIX = f"<s> {questions.SYSTEM_TEXT}"
 
 @dataclass(frozen=True)
 class Stage:
-    """name: what is learned. task: "captions" (a decoder over a set of image tokens), "text" (no pictures), "questions",
-    or "captions_by_backbone" (the texts of "captions", told by the backbone).
+    """name: what is learned. task: "captions" (a decoder over a set of image tokens), "text" (no pictures),
+    "questions", or "captions_by_backbone" (the texts of "captions", told by the backbone).
 
-    trained: which of encoder, projector, backbone change. rate: multiplies Muon's .02 and AdamW's .002. patch_rate: of the
-    patch embedding, times `rate`; at 1, end to end, its norm grew to 16 times that of the position embeddings within 800
-    steps and place never got into the image tokens. start: where in the curriculum (0..1) the stage begins; it ends at 1.
+    trained: which of encoder, projector, backbone change. rate: multiplies Muon's .02 and AdamW's .002. patch_rate: of
+    the patch embedding, times `rate`; at 1, end to end, its norm grew to 16 times that of the position embeddings
+    within 800 steps and place did not get into the image tokens. start: where in the curriculum (0..1) the stage
+    begins; it ends at 1.
     """
 
     name: str
@@ -71,11 +73,11 @@ RECIPES = {
             Stage("encoder", "captions", 2400, ("encoder",), patch_rate=1.0),
             Stage("language", "text", 800, ("backbone",)),
             Stage("projector", "captions_by_backbone", 200, ("projector",), start=0.7),
-            Stage("instruction", "questions", 1200, ("projector", "backbone"), rate=0.4, start=0.4),
+            Stage("instruction", "questions", 1100, ("projector", "backbone"), rate=0.7),
         )
     ),
     "joint": Recipe((Stage("joint", "questions", 1800, ALL),)),
-    "vision_only": Recipe((Stage("joint", "questions", 1200, ALL),), blind="backbone"),
+    "vision_only": Recipe((Stage("joint", "questions", 1000, ALL),), blind="backbone"),
     "backbone_only": Recipe((Stage("joint", "questions", 1200, ALL),), blind="encoder"),
 }
 GPU_FACTOR = 4  # the gpu preset has a larger model, batches of four times as many scenes and four times the steps
@@ -96,7 +98,7 @@ def encode(text: str) -> tuple[int, ...]:
 
 @dataclass
 class Batch:
-    """context: ids [batch, context] or pictures [batch, 3, canvas, canvas]; text ids, block numbers, labels [batch, text]."""
+    """context: ids [batch, context] or pictures [batch, 3, canvas, canvas]; the rest: [batch, text], see `pack`."""
 
     context: torch.Tensor
     ids: torch.Tensor
@@ -125,9 +127,7 @@ def pack(lessons: list[tuple[tuple[str, str], ...]]) -> tuple[torch.Tensor, torc
         rows.append((ids, blocks, labels))
     longest = max(len(ids) for ids, _, _ in rows)
     fill = (models.PAD, -1, -100)
-    return tuple(
-        torch.tensor([row[k] + [fill[k]] * (longest - len(row[k])) for row in rows]) for k in range(3)
-    )
+    return tuple(torch.tensor([row[k] + [fill[k]] * (longest - len(row[k])) for row in rows]) for k in range(3))
 
 
 def picture_batch(rng: np.random.Generator, size: int, progress: float, captions_only: bool) -> Batch:
@@ -173,7 +173,9 @@ def loss_of(stage: Stage, model, captioner, batch: Batch) -> torch.Tensor:
     else:
         text_context = stage.task == "text"
         language = model.model.language_model
-        context = language.embed_tokens(batch.context) if text_context else models.image_embeddings(model, batch.context)
+        context = (
+            language.embed_tokens(batch.context) if text_context else models.image_embeddings(model, batch.context)
+        )
         hidden, head = backbone_hidden(model, context, batch, blind, text_context), model.lm_head
     scored = batch.labels != -100
     return cross_entropy(head(hidden[scored]).float(), batch.labels[scored])
@@ -184,7 +186,7 @@ def loss_of(stage: Stage, model, captioner, batch: Batch) -> torch.Tensor:
 
 @torch.no_grad()
 def quick_accuracy(model, per_direction: int = 24) -> dict[str, float]:
-    """Accuracy per setting and direction on held-out triples, one question per sequence: a glance, not the published table."""
+    """Accuracy per setting and direction on held-out triples, one question per sequence: a glance, no table."""
     blind = models.is_backbone_blind(model.config)
     scores = {}
     for setting in curriculum.KINDS:
@@ -195,7 +197,8 @@ def quick_accuracy(model, per_direction: int = 24) -> dict[str, float]:
             pictures = pixels([scenes.line_scene(t, GRID, questions.ORIENTATION[direction]) for t in chosen])
             target = 0 if direction in ("left", "above") else 2
             texts = [
-                ((questions.neighbour_question(setting, direction, t[1]) + " <assistant>", t[target].name),) for t in chosen
+                ((questions.neighbour_question(setting, direction, t[1]) + " <assistant>", t[target].name),)
+                for t in chosen
             ]
             batch = Batch(pictures, *pack(texts))
             hidden = backbone_hidden(model, models.image_embeddings(model, pictures), batch, blind, False)
@@ -208,7 +211,7 @@ def quick_accuracy(model, per_direction: int = 24) -> dict[str, float]:
 
 @torch.no_grad()
 def place_readout(model, n: int = 200) -> dict[str, float]:
-    """How well row and column of object tokens can be read from the embeddings: R2 of a ridge regression on other scenes."""
+    """How well an object's row and column can be read from the embeddings: R2 of ridge regression, other scenes."""
     rng = np.random.default_rng(2)
     scene_list = [curriculum.free(rng, "squares") for _ in range(n)]
     embedded = torch.cat([models.image_embeddings(model, pixels(scene_list[k : k + 50])) for k in range(0, n, 50)])
@@ -221,7 +224,9 @@ def place_readout(model, n: int = 200) -> dict[str, float]:
     x, y = torch.stack(x).double(), torch.tensor(y).double()
     x = torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype)], 1)
     half = len(x) // 2
-    weights = torch.linalg.solve(x[:half].mT @ x[:half] + 1e-2 * torch.eye(x.shape[1], dtype=x.dtype), x[:half].mT @ y[:half])
+    weights = torch.linalg.solve(
+        x[:half].mT @ x[:half] + 1e-2 * torch.eye(x.shape[1], dtype=x.dtype), x[:half].mT @ y[:half]
+    )
     rest = y[half:]
     r2 = 1 - ((x[half:] @ weights - rest) ** 2).sum(0) / ((rest - rest.mean(0)) ** 2).sum(0)
     return {"row": r2[0].item(), "column": r2[1].item()}
@@ -248,7 +253,9 @@ def optimizers(stage: Stage, model, captioner) -> list[torch.optim.Optimizer]:
         for name, p in module.named_parameters():
             if not p.requires_grad:
                 continue
-            is_matrix = p.ndim >= 2 and not any(key in name for key in ("embed_tokens", "position_embedding", "words", "places"))
+            is_matrix = p.ndim >= 2 and not any(
+                key in name for key in ("embed_tokens", "position_embedding", "words", "places")
+            )
             is_head = p.shape[0] == len(tokenizer())
             (patches if p.ndim == 4 else matrices if is_matrix and not is_head else others).append(p)
     groups = [{"params": matrices}, {"params": patches, "lr": 0.02 * stage.rate * stage.patch_rate}]
@@ -302,9 +309,16 @@ def run_stage(
         for o, base in zip(optimisers, rates, strict=True):
             for group, rate in zip(o.param_groups, base, strict=True):
                 group["lr"] = rate * schedule(step, stage.steps)
-        losses.append(train_step(stage, model, captioner, optimisers, np.random.default_rng([seed, number, step]), step, half))
+        losses.append(
+            train_step(stage, model, captioner, optimisers, np.random.default_rng([seed, number, step]), step, half)
+        )
         if (step + 1) % 100 == 0 or step + 1 == last:
-            entry = {"stage": stage.name, "step": step + 1, "loss": float(np.mean(losses)), "seconds": time.time() - started}
+            entry = {
+                "stage": stage.name,
+                "step": step + 1,
+                "loss": float(np.mean(losses)),
+                "seconds": time.time() - started,
+            }
             if (step + 1) % 200 == 0 or step + 1 == last:
                 entry |= glance(stage, model)
                 save_checkpoint(
@@ -359,12 +373,16 @@ def glance(stage: Stage, model) -> dict[str, float]:
     return found
 
 
+def checkpoints(name: str, preset: str, seed: int) -> Path:
+    return CHECKPOINTS / f"{preset}-seed{seed}" / name
+
+
 def train(name: str, preset: str = "cpu", seed: int = 0, half: bool = True) -> nn.Module:
-    """Train (or continue) a model; returns it with its checkpoints in checkpoints/<preset>-seed<seed>/<name>."""
+    """Train (or continue) a model; returns it with its checkpoints and log in `checkpoints(...)`."""
     if name not in RECIPES:
         raise UserError(f"Unknown recipe {name!r}: choose one of {', '.join(RECIPES)}.")
     recipe = RECIPES[name]
-    folder = CHECKPOINTS / f"{preset}-seed{seed}" / name
+    folder = checkpoints(name, preset, seed)
     folder.mkdir(parents=True, exist_ok=True)
     model = models.build(models.SIZES[preset], seed, recipe.blind)
     captioner = models.Captioner(models.SIZES[preset])
@@ -373,11 +391,12 @@ def train(name: str, preset: str = "cpu", seed: int = 0, half: bool = True) -> n
     return model
 
 
-def export(model, folder: Path) -> None:
-    """Half-precision safetensors, configuration and processor files."""
+def export(model, folder: Path, log: Path) -> None:
+    """Half-precision safetensors, configuration, processor files and the log of the training."""
     folder.mkdir(parents=True, exist_ok=True)
     model.eval().half().save_pretrained(folder)
     save_processor(folder)
+    shutil.copyfile(log, folder / "training.jsonl")
 
 
 def main() -> None:
@@ -392,7 +411,8 @@ def main() -> None:
         if arguments.threads:
             torch.set_num_threads(arguments.threads)
         model = train(arguments.name, arguments.preset, arguments.seed)
-        export(model, arguments.out or MODELS / arguments.name)
+        log = checkpoints(arguments.name, arguments.preset, arguments.seed) / "log.jsonl"
+        export(model, arguments.out or MODELS / arguments.name, log)
 
 
 if __name__ == "__main__":

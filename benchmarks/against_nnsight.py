@@ -1,0 +1,88 @@
+"""The last-token sweep with nnsight and with the engine: the same model, pairs and slots, one process.
+
+pip install nnsight            (an extra for this comparison only) python benchmarks/against_nnsight.py
+--pairs 5
+
+nnsight is used as its users would: one trace saves the counterfactual's last token at every slot, one trace
+per slot writes it into the clean run. Writes outputs/benchmarks/nnsight.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import models  # first: it puts the project on the path
+import naive
+import numpy as np
+import pandas as pd
+import torch
+from sweeps import LastToken, timed
+
+from lib import paths
+from lib.errors import UserError, cli
+from lib.pairs import last_token_pairs
+
+
+def nnsight_sweep(wrapped, sweep: LastToken, k: int) -> np.ndarray:
+    """[slot, role] for pair k."""
+    vlm = sweep.vlm
+    clean, other = (sweep.inputs(k, side) for side in ("clean", "counterfactual"))
+    layers = wrapped.model
+    for name in vlm.family.language.split("."):
+        layers = getattr(layers, name)
+    layers = layers.layers
+    states = []
+    with torch.no_grad(), wrapped.trace(**other, use_cache=False):
+        for layer in layers:
+            states.append(layer.input[:, -1].save())
+        states.append(layers[-1].output[:, -1].save())
+    out = []
+    for slot in vlm.slots:
+        source = states[slot]
+        with torch.no_grad(), wrapped.trace(**clean, use_cache=False):
+            if slot < len(vlm.layers):
+                layers[slot].input[:, -1] = source
+            else:
+                layers[-1].output[:, -1] = source
+            logits = wrapped.output.logits[:, -1].save()
+        out.append(naive.probabilities(logits.float(), sweep.ids[[k]].to(logits.device))[0])
+    return torch.stack(out).cpu().numpy()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="reference", help=", ".join(models.NAMES))
+    parser.add_argument("--pairs", type=int, default=5, help="pairs per direction")
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    try:
+        import nnsight
+    except ImportError as error:
+        raise UserError("nnsight is not installed: pip install nnsight") from error
+    dtype = torch.float32 if options.device == "cpu" else torch.bfloat16
+    vlm = models.build(options.model, None, None, options.device, dtype)
+    sweep = LastToken(vlm, last_token_pairs("squares", vlm.grid, options.pairs))
+    wrapped = nnsight.NNsight(vlm.model)
+    nnsight_sweep(wrapped, sweep, 0), sweep.fast()  # warm up
+    theirs_seconds, theirs = timed(
+        lambda: [nnsight_sweep(wrapped, sweep, k) for k in range(len(sweep.pairs))], options.device
+    )
+    ours_seconds, ours = timed(sweep.fast, options.device)
+    row = {
+        "model": options.model,
+        "pairs": len(sweep.pairs),
+        "slots": len(vlm.slots),
+        "nnsight_version": nnsight.__version__,
+        "nnsight_seconds": theirs_seconds,
+        "fast_seconds": ours_seconds,
+        "ratio": theirs_seconds / ours_seconds,
+        "max_abs_difference": float(np.abs(ours - np.stack(theirs)).max()),
+    }
+    print(pd.DataFrame([row]).to_string(index=False))
+    path = paths.outputs() / "benchmarks" / "nnsight.csv"
+    paths.write_csv(pd.DataFrame([row]), path, paths.provenance(options.model, 0, pairs=options.pairs))
+
+
+if __name__ == "__main__":
+    with cli():
+        main()
