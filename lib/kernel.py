@@ -27,6 +27,7 @@ class ThisPython(AsyncKernelManager):
     def start_kernel(self, **options):
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         quiet = {"TQDM_DISABLE": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+        quiet["PYTHONWARNINGS"] = "ignore:IProgress not found"  # no widgets in files: bars stay plain text
         # errors of cells are in the notebook; the kernel's own log only tells that it was stopped
         options["extra_arguments"] = [*options.get("extra_arguments", []), "--log-level=CRITICAL"]
         return super().start_kernel(env={**os.environ, "PYTHONPATH": path, **quiet}, **options)

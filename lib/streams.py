@@ -250,7 +250,8 @@ def run_batches(
     count: int, work: Callable[[np.ndarray], object], size: int, progress: bool = False, unit: str = "rows"
 ):
     """(indices, work(indices)) over 0..count-1 in batches; out of memory halves a batch and loses nothing."""
-    with tqdm(total=count, disable=not progress, unit=f" {unit}", leave=False) as bar:
+    silent = {} if progress else {"disable": True}  # said only when silent: TQDM_DISABLE in the environment counts, too
+    with tqdm(total=count, unit=f" {unit}", leave=False, **silent) as bar:
         start = 0
         while start < count:
             index = np.arange(start, min(start + size, count))

@@ -1,0 +1,75 @@
+"""The notebooks as files: alike at the top, short cells, and the published copies whole and made by this code."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from lib import notebooks, paths
+
+SOURCES = sorted(paths.NOTEBOOKS.glob("[0-9]*.ipynb"))
+PUBLISHED = sorted(paths.OUTPUTS.glob("*/notebooks/[0-9]*.ipynb"))
+
+
+def name(path: Path) -> str:
+    return f"{path.parent.parent.name}-{path.stem}" if path in PUBLISHED else path.stem
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_notebooks_begin_alike(path):
+    cells = nbformat.read(path, as_version=4).cells
+    assert cells[0].cell_type == "markdown"
+    assert (
+        re.search(r"^# 0\d ", cells[0].source) and "**Question:**" in cells[0].source and "**Cost:**" in cells[0].source
+    )
+    assert "google.colab" in cells[1].source
+    assert "figures.use_style()" in cells[2].source
+    assert cells[3].metadata.get("tags") == ["parameters"]
+    assert "seed" in cells[4].source and "versions" in cells[4].source
+    assert {"model", "seed"} <= set(notebooks.load_notebook(path).parameters)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_cells_are_short_and_sources_carry_no_output(path):
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "code":
+            assert len(cell.source.splitlines()) <= 25
+            assert not cell.outputs and cell.execution_count is None
+            assert not re.search(r"sys\.path|os\.chdir|import pickle", cell.source)
+
+
+def test_something_is_published():
+    assert PUBLISHED, "outputs/ holds no executed notebook: run `make run`"
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=name)
+def test_published_copies_are_executed_clean_and_small(path):
+    notebook = nbformat.read(path, as_version=4)
+    text = path.read_text(encoding="utf-8")
+    assert path.stat().st_size < 2 * 2**20
+    assert str(Path.home()) not in text or str(Path.home()) == "/"
+    assert "widget" not in notebook.metadata
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert cell.execution_count is not None
+            kinds = {output.output_type for output in cell.outputs}
+            streams = {output.name for output in cell.outputs if output.output_type == "stream"}
+            assert "error" not in kinds and "stderr" not in streams
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", PUBLISHED, ids=name)
+def test_running_again_gives_the_same_outputs(path, tmp_path):
+    """nbval compares the outputs of the cells tagged `nbval-check-output` and runs all of them."""
+    sanitise = Path(__file__).with_name("nbval_sanitize.cfg")
+    command = [sys.executable, "-m", "pytest", "--nbval-lax", str(path), "--nbval-sanitize-with", str(sanitise)]
+    command += ["-q", "-p", "no:cacheprovider", "--nbval-current-env", "-c", "/dev/null", "--rootdir", str(path.parent)]
+    import os
+
+    done = subprocess.run(
+        command, env={**os.environ, "DUAL_OUTPUTS": str(tmp_path), "TQDM_DISABLE": "1"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
