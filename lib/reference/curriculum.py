@@ -198,13 +198,16 @@ def extreme_texts(placements: tuple[Placement, ...]) -> list[Text]:
     return texts
 
 
-def neighbour_texts(kind: str, placements: tuple[Placement, ...]) -> list[Text]:
-    """The paper's questions for every reference and direction that has one clear answer."""
+def neighbour_texts(kind: str, placements: tuple[Placement, ...], contested: bool = False) -> list[Text]:
+    """The paper's questions for every reference and direction that has one clear answer.
+
+    contested: only where something stands on the opposite side, too, so that "what is next to it" is not enough.
+    """
     texts = []
     for reference in placements:
         for direction in DIRECTIONS:
             target = neighbour(direction, reference, placements)
-            if target is not None:
+            if target is not None and (not contested or neighbour(OPPOSITE[direction], reference, placements)):
                 texts.append(
                     (neighbour_question(kind, direction, reference.entity) + " <assistant>", target.entity.name)
                 )
@@ -239,15 +242,20 @@ def some(rng: np.random.Generator, texts: list[Text], n: int) -> list[Text]:
     return [texts[k] for k in rng.permutation(len(texts))[:n]]
 
 
-def lesson(rng: np.random.Generator, progress: float, captions_only: bool = False) -> Lesson:
-    """One scene and about a dozen texts: places, pairs, extremes, neighbours and - unless captions only - questions."""
+def lesson(
+    rng: np.random.Generator, progress: float, captions_only: bool = False, contested: bool = False
+) -> Lesson:
+    """One scene and about a dozen texts: places, pairs, extremes, neighbours and - unless captions only - questions.
+
+    contested: four questions about neighbours instead of two, all contested, where the scene has such.
+    """
     kind, scene = random_scene(rng, progress)
     placed = scene.placements
     pairs = [pair_text(a, b) for a in placed for b in placed if a is not b]
     texts = some(rng, [place_text(p) for p in placed], 4) + some(rng, pairs, 3) + some(rng, extreme_texts(placed), 2)
     texts += some(rng, short_neighbour_texts(placed), 4 if captions_only else 2)
     if not captions_only:
-        texts += some(rng, neighbour_texts(kind, placed), 2)
+        texts += some(rng, neighbour_texts(kind, placed, contested), 4 if contested else 2)
         # COCO's forms are long: rare at first, and what naturalistic scenes are mostly asked
         texts += some(rng, side_texts(rng, placed), 2 if scene.finish else int(rng.uniform() < 0.3))
     return Lesson(scene, tuple(some(rng, texts, len(texts))))

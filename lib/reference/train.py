@@ -56,6 +56,7 @@ class Stage:
     patch_rate: float = 0.1
     start: float = 0.0
     batch: int = 32
+    contested: bool = False  # see curriculum.lesson
 
 
 ALL = ("encoder", "projector", "backbone")
@@ -74,6 +75,7 @@ RECIPES = {
             Stage("language", "text", 800, ("backbone",)),
             Stage("projector", "captions_by_backbone", 200, ("projector",), start=0.7),
             Stage("instruction", "questions", 1100, ("projector", "backbone"), rate=0.7),
+            Stage("contested", "questions", 500, ("projector", "backbone"), rate=0.5, start=0.3, contested=True),
         )
     ),
     "joint": Recipe((Stage("joint", "questions", 1800, ALL),)),
@@ -130,8 +132,9 @@ def pack(lessons: list[tuple[tuple[str, str], ...]]) -> tuple[torch.Tensor, torc
     return tuple(torch.tensor([row[k] + [fill[k]] * (longest - len(row[k])) for row in rows]) for k in range(3))
 
 
-def picture_batch(rng: np.random.Generator, size: int, progress: float, captions_only: bool) -> Batch:
-    lessons = [curriculum.lesson(rng, progress, captions_only) for _ in range(size)]
+def picture_batch(rng: np.random.Generator, stage: Stage, progress: float) -> Batch:
+    captions_only = stage.task != "questions"
+    lessons = [curriculum.lesson(rng, progress, captions_only, stage.contested) for _ in range(stage.batch)]
     return Batch(pixels([each.scene for each in lessons]), *pack([each.texts for each in lessons]))
 
 
@@ -210,7 +213,7 @@ def quick_accuracy(model, per_direction: int = 24) -> dict[str, float]:
 
 
 @torch.no_grad()
-def place_readout(model, n: int = 200) -> dict[str, float]:
+def place_readout(model, n: int = 400) -> dict[str, float]:
     """How well an object's row and column can be read from the embeddings: R2 of ridge regression, other scenes."""
     rng = np.random.default_rng(2)
     scene_list = [curriculum.free(rng, "squares") for _ in range(n)]
@@ -222,11 +225,11 @@ def place_readout(model, n: int = 200) -> dict[str, float]:
             x.append(tokens[row * GRID.side + column])
             y.append((row, column))
     x, y = torch.stack(x).double(), torch.tensor(y).double()
-    x = torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype)], 1)
     half = len(x) // 2
-    weights = torch.linalg.solve(
-        x[:half].mT @ x[:half] + 1e-2 * torch.eye(x.shape[1], dtype=x.dtype), x[:half].mT @ y[:half]
-    )
+    x = (x - x[:half].mean(0)) / (x[:half].std(0) + 1e-9)
+    x = torch.cat([x, torch.ones(len(x), 1, dtype=x.dtype)], 1)
+    fitted, told = x[:half], y[:half]
+    weights = torch.linalg.solve(fitted.mT @ fitted + torch.eye(x.shape[1], dtype=x.dtype), fitted.mT @ told)
     rest = y[half:]
     r2 = 1 - ((x[half:] @ weights - rest) ** 2).sum(0) / ((rest - rest.mean(0)) ** 2).sum(0)
     return {"row": r2[0].item(), "column": r2[1].item()}
@@ -351,7 +354,7 @@ def train_step(stage: Stage, model, captioner, optimisers, rng: np.random.Genera
         batch = text_batch(rng, stage.batch)
     else:
         progress = stage.start + (1 - stage.start) * step / stage.steps
-        batch = picture_batch(rng, stage.batch, progress, captions_only=stage.task != "questions")
+        batch = picture_batch(rng, stage, progress)
     with torch.autocast("cpu", torch.bfloat16, enabled=half):
         loss = loss_of(stage, model, captioner, batch)
     if not math.isfinite(loss.item()):
