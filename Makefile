@@ -21,11 +21,11 @@ help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed '/^$$/,$$d'
 
 run: $(READY)
-	@echo "Running the notebooks into outputs/ (a few minutes on two CPU cores; what is up to date is skipped)."
+	@echo "Running the notebooks into outputs/ (under a minute on two CPU cores; what is up to date is skipped)."
 	@$(BIN)/python -m lib.run $(if $(MODEL),--model '$(MODEL)') $(if $(NOTEBOOKS),--notebooks '$(NOTEBOOKS)') $(ARGS)
 
 test: $(READY)
-	@echo "Running the tests (several minutes on two CPU cores)."
+	@echo "Running the tests (two to three minutes on two CPU cores)."
 	@$(BIN)/python -m pytest $(ARGS)
 
 lab: $(READY)

@@ -1,5 +1,6 @@
 """The notebooks as files: alike at the top, short cells, and the published copies whole and made by this code."""
 
+import os
 import re
 import subprocess
 import sys
@@ -67,9 +68,6 @@ def test_running_again_gives_the_same_outputs(path, tmp_path):
     sanitise = Path(__file__).with_name("nbval_sanitize.cfg")
     command = [sys.executable, "-m", "pytest", "--nbval-lax", str(path), "--nbval-sanitize-with", str(sanitise)]
     command += ["-q", "-p", "no:cacheprovider", "--nbval-current-env", "-c", "/dev/null", "--rootdir", str(path.parent)]
-    import os
-
-    done = subprocess.run(
-        command, env={**os.environ, "DUAL_OUTPUTS": str(tmp_path), "TQDM_DISABLE": "1"}, capture_output=True, text=True
-    )
+    settings = {"DUAL_OUTPUTS": str(tmp_path), "TQDM_DISABLE": "1", "PYTHONPATH": str(paths.ROOT)}
+    done = subprocess.run(command, env={**os.environ, **settings}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
