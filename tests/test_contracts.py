@@ -6,9 +6,7 @@ patching; 4 the fast sweeps equal the naive procedure; 5 batches, padding and se
 6 hooks are gone.
 """
 
-import sys
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,10 +14,8 @@ import torch
 from PIL import Image
 from tiny import NAMES, SIDE, tiny
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from benchmarks import naive  # noqa: E402
-from lib.interventions import (  # noqa: E402
+from benchmarks import naive
+from lib.interventions import (
     Run,
     amplification_sweep,
     encoder_sweep,
@@ -28,7 +24,7 @@ from lib.interventions import (  # noqa: E402
     swap,
     token_sweep,
 )
-from lib.vlm import put, take  # noqa: E402
+from lib.vlm import put, take
 
 EXACT, SWEEP = 1e-5, 1e-4
 QUESTIONS = [
