@@ -61,13 +61,28 @@ def test_published_copies_are_executed_clean_and_small(path):
             assert "error" not in kinds and "stderr" not in streams
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("path", PUBLISHED, ids=name)
-def test_running_again_gives_the_same_outputs(path, tmp_path):
-    """nbval compares the outputs of the cells tagged `nbval-check-output` and runs all of them."""
+def nbval(path: Path, outputs: Path) -> subprocess.CompletedProcess:
+    """Run a notebook by nbval, which compares the outputs of cells tagged `nbval-check-output`."""
     sanitise = Path(__file__).with_name("nbval_sanitize.cfg")
     command = [sys.executable, "-m", "pytest", "--nbval-lax", str(path), "--nbval-sanitize-with", str(sanitise)]
     command += ["-q", "-p", "no:cacheprovider", "--nbval-current-env", "-c", "/dev/null", "--rootdir", str(path.parent)]
-    settings = {"DUAL_OUTPUTS": str(tmp_path), "TQDM_DISABLE": "1", "PYTHONPATH": str(paths.ROOT)}
-    done = subprocess.run(command, env={**os.environ, **settings}, capture_output=True, text=True)
+    settings = {"DUAL_OUTPUTS": str(outputs), "TQDM_DISABLE": "1", "PYTHONPATH": str(paths.ROOT)}
+    return subprocess.run(command, env={**os.environ, **settings}, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", PUBLISHED, ids=name)
+def test_running_again_gives_the_same_outputs(path, tmp_path):
+    tags = [cell.metadata.get("tags", []) for cell in nbformat.read(path, as_version=4).cells]
+    assert any("nbval-check-output" in each for each in tags), "no cell of this notebook is compared"
+    done = nbval(path, tmp_path)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+
+
+def test_a_changed_output_is_noticed(tmp_path):
+    cell = nbformat.v4.new_code_cell("print(6 * 7)", execution_count=1, metadata={"tags": ["nbval-check-output"]})
+    for printed, code in (("42\n", 0), ("43\n", 1)):
+        cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text=printed)]
+        book = nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": {"name": "python3", "display_name": "P"}})
+        nbformat.write(book, tmp_path / "x.ipynb")
+        assert nbval(tmp_path / "x.ipynb", tmp_path).returncode == code
