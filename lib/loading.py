@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 from lib.errors import UserError
-from lib.families import CHECKPOINTS, Family, family_of
-from lib.paths import MODELS
+from lib.families import Family, family_of
+from lib.models import locate
 
 
 @dataclass(frozen=True)
@@ -29,23 +29,6 @@ class Checkpoint:
     family: Family
     name: str
     template: str | None
-
-
-def locate(name: str | Path) -> str:
-    """Folder or hub id of a model given by short name, folder or hub id."""
-    if Path(name).is_dir():
-        return str(name)
-    if (MODELS / str(name)).is_dir():
-        return str(MODELS / str(name))
-    if str(name) in CHECKPOINTS:
-        return CHECKPOINTS[str(name)]
-    if str(name).count("/") == 1 and not str(name).startswith((".", "/")):
-        return str(name)
-    embedded = sorted(path.name for path in MODELS.iterdir() if path.is_dir()) if MODELS.is_dir() else []
-    raise UserError(
-        f"No model {str(name)!r}: give a folder, a hub id (owner/name) or one of "
-        f"{', '.join([*embedded, *CHECKPOINTS])}."
-    )
 
 
 def read(
@@ -70,9 +53,7 @@ def read(
         dtype = getattr(torch, dtype)
     with _explained(name):
         config = AutoConfig.from_pretrained(path, revision=revision)
-        record = family_of(
-            config.model_type, getattr(getattr(config, "vision_config", None), "model_type", None)
-        )
+        record = family_of(config.model_type, getattr(getattr(config, "vision_config", None), "model_type", None))
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
         model, info = AutoModelForImageTextToText.from_pretrained(
             path,
@@ -84,16 +65,12 @@ def read(
         )
         missing = sorted(info["missing_keys"])
         if missing:
-            raise UserError(
-                f"{name}: weights are missing, {missing[0]} and {len(missing) - 1} more; get a whole copy."
-            )
+            raise UserError(f"{name}: weights are missing, {missing[0]} and {len(missing) - 1} more; get a whole copy.")
         processor = _processor(path, record, revision)
         template = _template(path, revision)
     if device_map is None:
         model = model.to(device)
-    return Checkpoint(
-        model, tokenizer, processor, record, Path(name).name, template or tokenizer.chat_template
-    )
+    return Checkpoint(model, tokenizer, processor, record, Path(name).name, template or tokenizer.chat_template)
 
 
 @contextmanager
@@ -110,14 +87,12 @@ def _explained(name):
     except (OSError, json.JSONDecodeError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"{name}: cannot be read ({first}); check the name, the folder, "
-            "and the connection if it is on the hub."
+            f"{name}: cannot be read ({first}); check the name, the folder, and the connection if it is on the hub."
         ) from error
     except ValueError as error:
         if "model type" in str(error) or "Unrecognized" in str(error) or "not recognize" in str(error):
             raise UserError(
-                f"{name}: transformers does not know this architecture; "
-                "see 'Add your model' in lib/families.py."
+                f"{name}: transformers does not know this architecture; see 'Add your model' in lib/families.py."
             ) from error
         raise
 

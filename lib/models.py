@@ -6,10 +6,12 @@ Free of torch, so that a misspelt name or a truncated file is refused in a secon
 import hashlib
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from lib.errors import UserError, unknown
+from lib.families import CHECKPOINTS
 from lib.paths import MODELS, files_digest, model_name, show
 
 SOURCES = {".json", ".safetensors", ".txt", ".model", ".jinja"}  # the files a model's answers depend on
@@ -27,44 +29,42 @@ class Model:
     digest: str  # changes when the model does
 
 
-def checkpoints() -> dict[str, str]:
-    """Short name -> hub id of the checkpoints the adapter knows."""
-    try:
-        from lib.families import CHECKPOINTS
-    except ImportError:
-        return {}
-    return dict(CHECKPOINTS)
-
-
 def shipped(folder: Path = MODELS) -> dict[str, Path]:
     return {config.parent.name: config.parent for config in sorted(folder.glob("*/config.json"))}
 
 
 def known_models(folder: Path = MODELS) -> dict[str, str]:
     """Every name `find_model` knows, with where it comes from."""
-    return {name: show(path) for name, path in shipped(folder).items()} | checkpoints()
+    return {name: show(path) for name, path in shipped(folder).items()} | CHECKPOINTS
+
+
+def locate(spec: str | Path, folder: Path = MODELS) -> str:
+    """The folder or hub id of a model given by shipped name, short name, folder or hub id (owner/name)."""
+    own, path = shipped(folder), Path(spec).expanduser()
+    if str(spec) in own:
+        return str(own[str(spec)])
+    if str(spec) in CHECKPOINTS:
+        return CHECKPOINTS[str(spec)]
+    if path.is_dir():
+        if (path / "config.json").is_file():
+            return str(path.resolve())
+        raise UserError(f"{spec} is not a model folder: one saved by save_pretrained, with config.json, is needed")
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(spec)):
+        return str(spec)
+    raise unknown(
+        "model", str(spec), {**own, **CHECKPOINTS}, besides=", a folder with config.json or a hub id owner/name"
+    )
 
 
 def find_model(spec: str, folder: Path = MODELS) -> Model:
-    """The model meant by a name or a path, its weights checked; UserError if absent or damaged."""
-    own, hub = shipped(folder), checkpoints()
-    if spec in own:
-        return Model(spec, spec, str(own[spec]), folder_digest(own[spec]))
-    if spec in hub:
-        return Model(spec, spec, hub[spec], hub_digest(hub[spec]))
-    path = Path(spec).expanduser().resolve()
-    if not path.is_dir():
-        raise unknown("model", spec, {**own, **hub}, besides=", or a path to a folder with config.json")
-    if not (path / "config.json").is_file():
-        raise UserError(
-            f"{spec} is not a model folder: one saved by save_pretrained, with config.json, is needed"
-        )
-    name = model_name(spec)
-    if name in hub or (name in own and own[name].resolve() != path):
-        raise UserError(
-            f"the folder {spec} has the name of a known model: rename it, results go by that name"
-        )
-    return Model(name, name if name in own else str(path), str(path), folder_digest(path))
+    """The model meant by a name, a path or a hub id, weights in folders checked; UserError if absent or damaged."""
+    source, own = locate(spec, folder), shipped(folder)
+    name = spec if spec in CHECKPOINTS else model_name(source)
+    if not Path(source).is_dir():
+        return Model(name, spec, source, hub_digest(source))
+    if name in CHECKPOINTS or (name in own and str(own[name].resolve()) != str(Path(source).resolve())):
+        raise UserError(f"the folder {spec} has the name of a known model: rename it, results go by that name")
+    return Model(name, name if name in own else source, source, folder_digest(Path(source)))
 
 
 def folder_digest(folder: Path) -> str:

@@ -66,7 +66,7 @@ def test_other_families_load_from_a_folder(name, tmp_path):
 
 
 def test_unknown_names_and_architectures(tmp_path):
-    with pytest.raises(UserError, match="No model 'qwen3'.*qwen2-vl-2b"):
+    with pytest.raises(UserError, match="unknown model 'qwen3'.*qwen2-vl-2b"):
         load("qwen3")
     with pytest.raises(UserError, match="bert.*one record in lib/families.py.*Add your model"):
         family_of("bert", None)

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,13 +26,12 @@ from lib import paths
 log = paths.outputs(model) / "log.txt"
 log.open("a").write(f"{paths.model_name(model)} {seed} {rate} {word} {sizes}\\n")
 print(sys.executable, paths.ROOT, os.environ["TQDM_DISABLE"])
+paths.write_json([1], paths.outputs(model) / "work.json", paths.provenance(model, seed))
 """
 
 
 def write(path, *cells, parameters=PARAMETERS):
-    head = nbformat.v4.new_markdown_cell(
-        f"# {path.stem}: a question?\n\n**Cost:** two seconds on a CPU.", id="head"
-    )
+    head = nbformat.v4.new_markdown_cell(f"# {path.stem}: a question?\n\n**Cost:** two seconds on a CPU.", id="head")
     tagged = nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}, id="parameters")
     code = [nbformat.v4.new_code_cell(source, id=f"code-{i}") for i, source in enumerate(cells)]
     nbformat.write(nbformat.v4.new_notebook(cells=[head, tagged, *code]), path)
@@ -88,6 +89,28 @@ def test_runs_skips_and_runs_again(house, capsys):
     assert run(house, "--verify") == 0
 
 
+def test_without_a_model_the_plan_is_run(house, capsys):
+    """reference on all notebooks; joint, where it is shipped, on those that look for mechanisms."""
+    shutil.copytree(house / "models/other", house / "models/joint")
+    assert run(house) == 0
+    told = capsys.readouterr().out
+    jobs = [line.split(":")[0] for line in told.splitlines() if line.startswith("[")]
+    assert jobs == ["[1/3] reference 01_first", "[2/3] reference 02_second", "[3/3] joint 02_second"]
+    assert re.search(r"(?m)^total \d+ s; results are in", told)
+    assert run(house, "--model", "other", "--notebooks", "02") == 0  # a model that is named overrides the plan
+    assert "[1/1] other 02_second" in capsys.readouterr().out
+
+
+def test_results_name_notebook_and_parameters(house):
+    assert run(house, "--model", f"{house}/models/other", "--notebooks", "01", "-p", "seed=5") == 0
+    note = paths.read_provenance(house / "out/other/work.json")
+    assert note["notebook"] == "01_first" and note["seed"] == 5
+    assert note["notebook_parameters"] == {
+        "model": "other", "seed": 5, "rate": 0.5, "word": "a#b", "sizes": [1, 2]
+    }  # fmt: skip
+    assert "DUAL_NOTEBOOK" not in os.environ
+
+
 def test_parameters_and_several_models(house):
     given = ["-p", "seed=3", "-p", "rate=1", "-p", "word=7", "-p", "sizes=[3]", "--notebooks", "01"]
     assert run(house, "--model", f"reference,{house}/models/other", *given) == 0
@@ -104,7 +127,7 @@ def test_parameters_and_several_models(house):
     "words, sentence",
     [
         (["--model", "refrence"], "did you mean 'reference'"),
-        (["--model", "./nowhere"], "path to a folder with config.json"),
+        (["--model", "./nowhere"], "a folder with config.json"),
         (["--model", "{house}/notebooks"], "not a model folder"),
         (["--notebooks", "01,07"], "unknown notebook '07'"),
         (["-p", "sead=1"], "did you mean 'seed'"),
@@ -132,9 +155,7 @@ def test_damaged_models_are_refused(house):
     weights.unlink()
     with pytest.raises(UserError, match="missing"):
         run(house)
-    (house / "models/reference/model.safetensors.index.json").write_text(
-        '{"weight_map": {"w": "part-1.safetensors"}}'
-    )
+    (house / "models/reference/model.safetensors.index.json").write_text('{"weight_map": {"w": "part-1.safetensors"}}')
     with pytest.raises(UserError, match="part-1.safetensors are missing"):
         run(house)
     (house / "models/reference/part-1.safetensors").write_bytes(whole)
@@ -152,9 +173,7 @@ def test_names_that_would_share_results_are_refused(house):
 
 
 def test_unwritable_outputs_leave_one_sentence(house):
-    (house / "out").write_text(
-        "a file where the folder should be"
-    )  # root may write anywhere, so no chmod here
+    (house / "out").write_text("a file where the folder should be")  # root may write anywhere, so no chmod here
     with pytest.raises(UserError, match="cannot write .*DUAL_OUTPUTS"):
         run(house)
 
@@ -202,9 +221,7 @@ def test_killed_half_way_it_finishes_next_time(house):
         f"import sys; from pathlib import Path; from lib.run import main;"
         f"sys.exit(main([], Path({str(house / 'notebooks')!r}), Path({str(house / 'models')!r})))"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", call], cwd=paths.ROOT, stdout=subprocess.DEVNULL, env=os.environ
-    )
+    process = subprocess.Popen([sys.executable, "-c", call], cwd=paths.ROOT, stdout=subprocess.DEVNULL, env=os.environ)
     deadline = time.monotonic() + 300  # a busy machine is slow to start a kernel
     while not (house / "started").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -250,14 +267,8 @@ def test_command_line_exit_code(house):
 
 
 def test_values_follow_the_type_of_the_default():
-    assert (
-        read_value("1e-3", 0.5) == 1e-3
-        and read_value("2", 0.5) == 2.0
-        and isinstance(read_value("2", 0.5), float)
-    )
-    assert (
-        read_value("true", False) is True and read_value("no", "x") == "no" and read_value("'7'", "x") == "7"
-    )
+    assert read_value("1e-3", 0.5) == 1e-3 and read_value("2", 0.5) == 2.0 and isinstance(read_value("2", 0.5), float)
+    assert read_value("true", False) is True and read_value("no", "x") == "no" and read_value("'7'", "x") == "7"
     assert read_value("(1,)", [1]) == [1] and read_value("squares", None) == "squares"
     with pytest.raises(UserError):
         read_value("1.5", 1)
