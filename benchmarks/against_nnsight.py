@@ -1,7 +1,7 @@
 """The last-token sweep with nnsight and with the engine: the same model, pairs and slots, one process.
 
-pip install nnsight            (an extra for this comparison only) python benchmarks/against_nnsight.py
---pairs 5
+    pip install nnsight    (for this comparison only)
+    python -m benchmarks.against_nnsight --pairs 5
 
 nnsight is used as its users would: one trace saves the counterfactual's last token at every slot, one trace
 per slot writes it into the clean run. Writes outputs/benchmarks/nnsight.csv.
@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import argparse
 
-import models  # first: it puts the project on the path
-import naive
 import numpy as np
 import pandas as pd
 import torch
-from sweeps import LastToken, timed
 
+from benchmarks import models, naive
+from benchmarks.sweeps import LastToken, timed
 from lib import paths
 from lib.errors import UserError, cli
 from lib.pairs import last_token_pairs

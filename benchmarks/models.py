@@ -6,21 +6,14 @@ Sizes are public facts of the checkpoints' configurations; words are those of th
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import torch
 import transformers as tf
 
-ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
-import tiny  # noqa: E402
-
-from lib.errors import UserError  # noqa: E402
-from lib.families import family  # noqa: E402
-from lib.models import shipped  # noqa: E402
-from lib.vlm import VLM, load  # noqa: E402
+from lib.errors import UserError
+from lib.families import family
+from lib.models import shipped
+from lib.vlm import VLM, load
+from tests import tiny
 
 QWEN2_VL = {  # text model of each size
     "qwen2-vl-2b": dict(

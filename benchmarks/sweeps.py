@@ -1,8 +1,8 @@
 """The engine against the authors' procedure, in one process, on the same model and the same pairs.
 
-python benchmarks/sweeps.py                                  the embedded model (random weights when it is not
-there) python benchmarks/sweeps.py --model qwen2-vl-2b --layers 4 --encoder 4 --pairs 4     real widths, fewer
-layers python benchmarks/sweeps.py --model qwen2-vl-7b --device cuda --naive-pairs 2        full size on a GPU
+    python -m benchmarks.sweeps                                                     the embedded model
+    python -m benchmarks.sweeps --model qwen2-vl-2b --layers 4 --encoder 4 --pairs 4   real widths, fewer layers
+    python -m benchmarks.sweeps --model qwen2-vl-7b --device cuda --naive-pairs 2   full size on a GPU
 
 Prints and writes outputs/benchmarks/sweeps.csv: seconds of both, their ratio, memory relative to one plain
 forward pass of the engine's batch, the largest difference of any probability, and where the time goes:
@@ -21,13 +21,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import models  # first: it puts the project on the path
-import naive
 import numpy as np
 import pandas as pd
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import models, naive
 from lib import paths
 from lib.errors import cli
 from lib.interventions import Interchange, Run, amplification_sweep, last_token_sweep, token_sweep
