@@ -199,8 +199,11 @@ def outline(mask: np.ndarray) -> np.ndarray:
 
 
 def table(df: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
-    """A copy for display, floats rounded; the numbers in full are in the saved files."""
-    return df.round(digits)
+    """A copy for display, floats rounded and never -0; the numbers in full are in the saved files."""
+    out = df.round(digits)
+    floats = out.select_dtypes("float").columns
+    out[floats] = out[floats] + 0.0
+    return out
 
 
 def save(fig, id: str, data: pd.DataFrame, model: str = "reference", seed: int = 0, **parameters) -> None:
@@ -222,5 +225,6 @@ def save(fig, id: str, data: pd.DataFrame, model: str = "reference", seed: int =
     for kind, text in metadata.items():
         with paths.atomic(folder / f"{id}.{kind}") as temporary:
             fig.savefig(temporary, metadata=text)
-    note = paths.provenance(model, seed, figure=id, **parameters)
+    pictures = {kind: paths.file_digest(folder / f"{id}.{kind}") for kind in metadata}
+    note = paths.provenance(model, seed, figure=id, **parameters) | {"pictures": pictures}
     paths.write_csv(data, folder / f"{id}.csv", note)

@@ -59,11 +59,13 @@ class Table:
     ids: Ids
     roles: tuple[str, ...]
     labels: pd.DataFrame | None = None
+    first: bool = False  # add column `first`: is the most probable token of the vocabulary a spelling of the role?
 
     def part(self, pairs, last: Float[Tensor, "pair hidden"], **columns) -> pd.DataFrame:
         """Rows for pairs whose last token is `last` at slot L."""
         pairs = np.asarray(pairs)
-        probability, logit = (x.cpu().numpy() for x in self.vlm.score(last, self.ids[torch.as_tensor(pairs)]))
+        ids = self.ids[torch.as_tensor(pairs)]
+        probability, logit = (x.cpu().numpy() for x in self.vlm.score(last, ids))
         count = len(self.roles)
         out = {"pair": np.repeat(pairs, count)}
         out |= {key: np.repeat(value, count) if np.ndim(value) else value for key, value in columns.items()}
@@ -72,6 +74,9 @@ class Table:
             "probability": probability.ravel(),
             "logit": logit.ravel(),
         }
+        if self.first:
+            top = self.vlm.logits(last).argmax(-1).cpu()
+            out["first"] = (ids == top[:, None, None]).any(-1).numpy().ravel()
         return pd.DataFrame(out)
 
     def finish(self, parts: list[pd.DataFrame], done: pd.DataFrame | None) -> pd.DataFrame:
@@ -170,18 +175,14 @@ def last_token_sweep(
         for group, part, places in groups:
             rows = group.rows[part].numpy()
             run = vlm.ask(frame, group, part, past.rows(places), keep=True)
-            entering = {
-                slot: states[rows, i].to(run.last.device) for i, slot in enumerate(wanted) if slot in slots
-            }
+            entering = {slot: states[rows, i].to(run.last.device) for i, slot in enumerate(wanted) if slot in slots}
             patched = vlm.run_last(group.plan, entering, run.keys.first(group.plan.length - 1))
             other = states[rows, -1].to(run.last.device)
             parts = [
                 table.part(todo[rows], run.last, run="clean", slot=BASELINE),
                 table.part(todo[rows], other, run="counterfactual", slot=BASELINE),
             ]
-            parts += [
-                table.part(todo[rows], last, run="patched", slot=slot) for slot, last in patched.items()
-            ]
+            parts += [table.part(todo[rows], last, run="patched", slot=slot) for slot, last in patched.items()]
             yield pd.concat(parts, ignore_index=True)
 
     results = vlm.each(clean.prompt, clean.index, work, progress, cost=3.0)
@@ -209,9 +210,7 @@ class Interchange:
 
     def key(self, pair: int) -> bytes:
         """Pairs with the same pictures and the same key share one patched picture."""
-        return (
-            b"" if np.ndim(self.targets) == 1 else bytes(np.stack([self.targets[pair], self.sources[pair]]))
-        )
+        return b"" if np.ndim(self.targets) == 1 else bytes(np.stack([self.targets[pair], self.sources[pair]]))
 
     def __call__(self, clean: Tensor, other: Tensor | None, pairs: np.ndarray) -> Tensor:
         """Image tokens [pair, N*N, d] of both runs at one slot -> the patched ones."""
@@ -306,9 +305,7 @@ def token_sweep(
             ]
             distinct = {key: number for number, key in enumerate(dict.fromkeys(keys))}
             member = np.array([distinct[key] for key in keys])
-            first = np.array(
-                [keys.index(key) for key in distinct]
-            )  # a pair that stands for each patched picture
+            first = np.array([keys.index(key) for key in distinct])  # a pair that stands for each patched picture
             every = np.concatenate([pairs for _, _, _, pairs, _ in asked])
             which = place[[key[0] for key in distinct]]
             for slot in slots:
@@ -316,13 +313,9 @@ def token_sweep(
                 if slot < end:
                     stream = context.hidden[slot]
                     clean = stream[torch.as_tensor(which[:, 0])]
-                    tokens = edit(
-                        take(clean, image), take(stream[torch.as_tensor(which[:, 1])], image), every[first]
-                    )
+                    tokens = edit(take(clean, image), take(stream[torch.as_tensor(which[:, 1])], image), every[first])
                     plan = asked[0][0].plan
-                    patched = vlm.run(
-                        plan, put(clean, image, tokens), slot, frame.first, prefix, keys_only=True
-                    ).keys
+                    patched = vlm.run(plan, put(clean, image, tokens), slot, frame.first, prefix, keys_only=True).keys
                 begin = 0
                 for group, part, _, pairs, clean in asked:
                     last = clean.last
@@ -439,83 +432,142 @@ def amplify(
     mode "project" (the authors' code): h += alpha * (h.w / w.w) * w for each direction w, from the same h.
     mode "add" (the paper's formula): h += alpha * w.
     """
+    return tokens + alpha * along(tokens, directions, mode)
+
+
+def along(
+    tokens: Float[Tensor, "... hidden"], directions: Float[Tensor, "direction hidden"], mode: str = "project"
+) -> Float[Tensor, "... hidden"]:
+    """What `amplify` adds at alpha = 1; a direction of length zero adds nothing."""
     w = directions.to(tokens.device, tokens.dtype)
     if mode == "add":
-        return tokens + alpha * w.sum(0)
+        return w.sum(0).expand_as(tokens)
     if mode != "project":
         raise UserError(f"mode must be 'project' or 'add', not {mode!r}")
-    weight = tokens @ w.T / (w * w).sum(-1)
-    return tokens + alpha * weight @ w
+    return tokens @ w.T / (w * w).sum(-1).clamp(min=torch.finfo(w.dtype).tiny) @ w
+
+
+@dataclass(frozen=True)
+class Along:
+    """What amplification along directions adds at alpha = 1: [direction, d] for all pairs or [pair, direction, d]."""
+
+    directions: Tensor
+    mode: str = "project"
+
+    def key(self, pair: int) -> bytes:
+        """Pairs about one picture with the same key share one amplified picture."""
+        return b"" if self.directions.ndim == 2 else self.directions[pair].cpu().numpy().tobytes()
+
+    def __call__(self, tokens: Tensor, pairs: np.ndarray) -> Tensor:
+        if self.directions.ndim == 2:
+            return along(tokens, self.directions, self.mode)
+        each = zip(tokens, self.directions[torch.as_tensor(pairs)], strict=True)
+        return torch.stack([along(x, w, self.mode) for x, w in each])
 
 
 def amplification_sweep(
     vlm: VLM,
     run: Run,
-    directions: dict[str, Tensor],
+    directions: dict[str, Tensor | Callable],
     alphas: Sequence[float],
     ids: Ids,
     roles: Sequence[str],
     mode: str = "project",
+    slot: int = 0,
     labels: pd.DataFrame | None = None,
     progress: bool = True,
     done: pd.DataFrame | None = None,
     save: Callable | None = None,
 ) -> pd.DataFrame:
-    """Amplify directions in all image tokens at slot 0, for every alpha; columns `edit` (name) and `alpha`.
+    """Add alpha times a change to the image tokens at a slot, for every alpha; columns `edit` (name), `alpha` and
+    `first` (the most probable token of the whole vocabulary is a spelling of the role).
 
-    directions: {name: [direction, d] for all pairs, or [pair, direction, d]}. The picture is encoded once,
-    and the image part of a pair of questions about one picture (say, with the options in both orders) is run
-    once.
+    directions: {name: directions as `Along` takes them, or any function with its call and key, such as
+    enhancement.Change}. The image part is run once for all questions about one picture with one key (say, with the
+    options in both orders).
     """
-    table = Table(vlm, ids, tuple(roles), labels)
+    table = Table(vlm, ids, tuple(roles), labels, first=True)
+    [slot] = _slots([slot], vlm.slots[:-1])
     todo = _rest(len(run), done)
     if not len(todo):
         return table.finish([], done)
     run = run.rows(todo)
-    own = {name: w[torch.as_tensor(todo)] for name, w in directions.items() if w.ndim == 3}
-    same = np.stack([run.index, *(_numbers(w) for w in own.values())], axis=1)
-    scenes, first, scene = np.unique(same, axis=0, return_index=True, return_inverse=True)
+    changes = {name: w if callable(w) else Along(w, mode) for name, w in directions.items()}
 
-    def work(frame, chosen, groups):
-        images = pick(run.images, scenes[chosen, 0])
-        versions = {("none", 0.0): images}
-        for name, w in directions.items():
-            for alpha in alphas:
-                if name in own:
-                    each = zip(images, own[name][torch.as_tensor(first[chosen])], strict=True)
-                    versions[name, alpha] = torch.stack(
-                        [amplify(x, each_w, alpha, mode) for x, each_w in each]
-                    )
-                else:
-                    versions[name, alpha] = amplify(images, w, alpha, mode)
+    def work(frame, pictures, groups):
+        asked = [(group, part, todo[group.rows[part].numpy()]) for group, part, _ in groups]
+        place = np.concatenate([places for _, _, places in groups])
+        pairs = np.concatenate([own for _, _, own in asked])
+        jobs = [Job("none", 0.0, None, np.arange(len(pictures)), None, place)]
+        for name, change in changes.items():
+            keys = [(int(p), change.key(int(pair))) for p, pair in zip(place, pairs, strict=True)]
+            number = {key: k for k, key in enumerate(dict.fromkeys(keys))}
+            first = pairs[[keys.index(key) for key in number]]  # a pair that stands for each amplified picture
+            which, member = np.array([p for p, _ in number]), np.array([number[key] for key in keys])
+            jobs += [Job(name, float(alpha), change, which, first, member) for alpha in alphas]
+        images = pick(run.images, pictures)
+        room = max(1, vlm.batch(run.prompt.length, images.shape[-1]) * 3 // 8)  # small batches stay in the cache
         parts = []
-        step = max(1, vlm.batch(run.prompt.length, images.shape[-1]) * 2 // 3 // len(chosen))
-        names = list(versions)
-        for begin in range(0, len(names), step):
-            mine = names[begin : begin + step]
-            past = vlm.contexts(frame, torch.cat([versions[name] for name in mine])).keys
-            for group, part, places in groups:
-                rows = np.concatenate([places + k * len(chosen) for k in range(len(mine))])
+        for mine in _packed(jobs, room):
+            past = _amplified(vlm, frame, images, mine, slot)
+            offsets = np.cumsum([0, *(len(job.which) for job in mine)])
+            begin = 0
+            for group, part, own in asked:
+                inside = slice(begin, begin + len(part))
+                rows = np.concatenate([job.member[inside] + at for job, at in zip(mine, offsets, strict=False)])
+                begin += len(part)
                 last = vlm.ask(frame, group, np.tile(part, len(mine)), past.rows(rows)).last
-                pairs = np.tile(todo[group.rows[part].numpy()], len(mine))
                 columns = {
-                    "run": ["clean" if name == "none" else "patched" for name, _ in mine],
-                    "slot": [BASELINE if name == "none" else 0 for name, _ in mine],
-                    "edit": [name for name, _ in mine],
-                    "alpha": [float(alpha) for _, alpha in mine],
+                    "run": ["patched" if job.change else "clean" for job in mine],
+                    "slot": [slot if job.change else BASELINE for job in mine],
+                    "edit": [job.name for job in mine],
+                    "alpha": [job.alpha for job in mine],
                 }
                 columns = {key: np.repeat(np.array(value), len(part)) for key, value in columns.items()}
-                parts.append(table.part(pairs, last, **columns))
+                parts.append(table.part(np.tile(own, len(mine)), last, **columns))
         yield pd.concat(parts, ignore_index=True)
 
     cost = min(len(alphas) * len(directions) + 1, 16)
-    results = vlm.each(run.prompt, scene.ravel(), work, progress, cost=cost, unit="scenes")
+    results = vlm.each(run.prompt, run.index, work, progress, cost=cost, unit="pictures")
     return _collect(table, results, done, save)
 
 
-def _numbers(rows: Tensor) -> np.ndarray:
-    """A number for each row so that equal rows have equal numbers."""
-    return np.unique(rows.flatten(1).cpu().numpy(), axis=0, return_inverse=True)[1].ravel()
+@dataclass(frozen=True)
+class Job:
+    """One version of some pictures: `which` pictures, a pair for each, and each row's place among them."""
+
+    name: str
+    alpha: float
+    change: Callable | None
+    which: np.ndarray
+    pairs: np.ndarray | None
+    member: np.ndarray
+
+
+def _packed(jobs: list[Job], room: int) -> Iterable[list[Job]]:
+    """Jobs in batches of about `room` pictures, at least one job each."""
+    batch: list[Job] = []
+    for job in jobs:
+        if batch and sum(len(each.which) for each in batch) + len(job.which) > room:
+            yield batch
+            batch = []
+        batch.append(job)
+    yield batch
+
+
+def _amplified(vlm: VLM, frame, images: Tensor, jobs: list[Job], slot: int):
+    """Keys and values of all versions of the pictures, job after job."""
+
+    def edit(hidden: Tensor) -> Tensor:
+        out, begin = [], 0
+        for job in jobs:
+            tokens = take(hidden[begin : begin + len(job.which)], frame.image)
+            begin += len(job.which)
+            out.append(tokens + job.alpha * job.change(tokens, job.pairs) if job.change else tokens)
+        return put(hidden, frame.image, torch.cat(out))
+
+    which = torch.as_tensor(np.concatenate([job.which for job in jobs]), device=images.device)
+    return vlm.contexts(frame, images[which], edits={slot: edit}).keys
 
 
 # --- attention knock-out ------------------------------------------------------------------------------------
@@ -551,23 +603,15 @@ def knockout_sweep(
         for group, part, places in groups:
             pairs, length = todo[group.rows[part].numpy()], group.plan.length
             starts = sorted({span.start for span in layers})
-            clean = vlm.ask(
-                frame, group, part, past.rows(places), capture=starts, at=slice(-1, None), keep=True
-            )
+            clean = vlm.ask(frame, group, part, past.rows(places), capture=starts, at=slice(-1, None), keep=True)
             before = clean.keys.first(length - 1)
-            parts.append(
-                table.part(pairs, clean.last, run="clean", slot=BASELINE, stop=BASELINE, edit="none")
-            )
+            parts.append(table.part(pairs, clean.last, run="clean", slot=BASELINE, stop=BASELINE, edit="none"))
             for name, tokens in token_sets.items():
                 hidden = frame.image[_sets(tokens, pairs)].expand(len(pairs), -1)
                 for span in layers:
                     cut = _blind(hidden, span, length)
-                    last = vlm.run(
-                        group.plan, clean.hidden[span.start], span.start, length - 1, before, mask=cut
-                    ).last
-                    parts.append(
-                        table.part(pairs, last, run="patched", slot=span.start, stop=span.stop, edit=name)
-                    )
+                    last = vlm.run(group.plan, clean.hidden[span.start], span.start, length - 1, before, mask=cut).last
+                    parts.append(table.part(pairs, last, run="patched", slot=span.start, stop=span.stop, edit=name))
         yield pd.concat(parts, ignore_index=True)
 
     return _collect(table, vlm.each(run.prompt, run.index, work, progress), done, save)

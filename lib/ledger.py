@@ -103,9 +103,10 @@ def load(model: str) -> list[dict]:
 def record(model: str, rows: list[dict], notebook: str, seed: int) -> pd.DataFrame:
     """Put a notebook's rows in place of its earlier ones in the model's ledger, in the order of the claims."""
     order = list(MEASURES)
-    kept = [each for each in load(model) if each["notebook"] != notebook]
-    merged = sorted(kept + rows, key=lambda each: (order.index(each["metric"]), each.get("setting", "")))
-    paths.write_json(merged, path(model), paths.provenance(model, seed))
+    with paths.locked(path(model)):  # notebooks of one model may run at the same time
+        kept = [each for each in load(model) if each["notebook"] != notebook]
+        merged = sorted(kept + rows, key=lambda each: (order.index(each["metric"]), each.get("setting", "")))
+        paths.write_json(merged, path(model), paths.provenance(model, seed))
     return table(rows)
 
 

@@ -48,7 +48,7 @@ def read(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if dtype is None:
-        dtype = torch.float32 if str(device) == "cpu" and device_map is None else torch.bfloat16
+        dtype = default_dtype(device, device_map)
     elif isinstance(dtype, str):
         dtype = getattr(torch, dtype)
     with _explained(name):
@@ -73,6 +73,17 @@ def read(
     return Checkpoint(model, tokenizer, processor, record, Path(name).name, template or tokenizer.chat_template)
 
 
+def default_dtype(device: str, device_map=None) -> torch.dtype:
+    """float32 on a CPU; on a GPU bfloat16, but float32 where that is only emulated (before Ampere, such as a T4).
+
+    Never float16: its range ends at 65504, which activations of Qwen2-VL and Gemma 3 exceed.
+    """
+    if str(device) == "cpu" and device_map is None:
+        return torch.float32
+    emulated = torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.float32 if emulated else torch.bfloat16
+
+
 @contextmanager
 def _explained(name):
     """Failures of reading a model, told as one sentence."""
@@ -85,6 +96,12 @@ def _explained(name):
             f"{name}: a weight file is damaged or cut short ({error}); copy or download it again."
         ) from error
     except (OSError, json.JSONDecodeError) as error:
+        if "gated" in str(error).lower():
+            raise UserError(
+                f"{name}: its weights are gated; accept the licence on its page at huggingface.co, make a token "
+                "there (Settings > Access Tokens) and give it as HF_TOKEN in the environment, by `hf auth login`, "
+                "or on Colab as the secret HF_TOKEN."
+            ) from error
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"{name}: cannot be read ({first}); check the name, the folder, and the connection if it is on the hub."

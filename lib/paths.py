@@ -1,7 +1,7 @@
 """Where things are, and how they are written: whole or not at all, with provenance beside them.
 
-A result `x.csv` has `x.csv.provenance.json` next to it: schema version, seed, parameters, versions, git
-commit, digest of this library, and the SHA-256 of `x.csv` itself. Reading checks that digest, so a
+A result `x.csv` has `x.csv.provenance.json` next to it: schema version, notebook with its parameters, seed,
+versions, git commit, digest of this library, and the SHA-256 of `x.csv` itself. Reading checks that digest, so a
 half-written, edited or mismatched file is refused instead of being read as whole.
 """
 
@@ -13,20 +13,24 @@ import platform
 import subprocess
 from contextlib import contextmanager
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
 import pandas as pd
+from filelock import FileLock
 
 from lib.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[1]
-LIB = ROOT / "lib"
+LIB = Path(__file__).resolve().parent
+ROOT = LIB.parent
+CHECKOUT = (ROOT / "pyproject.toml").is_file()  # no: installed as a package, as on Colab
 NOTEBOOKS = ROOT / "notebooks"
-DATA = ROOT / "data"
+DATA = ROOT / "data" if CHECKOUT else LIB / "data"  # a package carries it inside (pyproject.toml, package-dir)
 MODELS = DATA / "models"
 OBJECTS = DATA / "objects"
-OUTPUTS = ROOT / "outputs"  # the published results; code asks outputs(), which may be redirected
+OUTPUTS = (
+    ROOT if CHECKOUT else Path.cwd()
+) / "outputs"  # the published results; code asks outputs(), which may be redirected
 
 SCHEMA = 1  # of result files; raise it when the meaning of a column changes
 ANEW = "`make run` makes it anew"
@@ -69,6 +73,22 @@ def atomic(path):
             temporary.unlink(missing_ok=True)
         except OSError:
             pass  # the folder itself is unusable: the error above says so
+
+
+@contextmanager
+def locked(path):
+    """Hold `path` against other processes that also ask for it; for files that are read, changed and written back."""
+    path = Path(path)
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        raise unwritable(path, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def unwritable(path, error: OSError) -> UserError:
@@ -168,16 +188,28 @@ def corrupt(path, why) -> UserError:
 
 
 def provenance(model: str, seed: int, **parameters) -> dict:
-    """What a result was made from and with; goes beside every file that is published."""
+    """What a result was made from and with; goes beside every file that is published.
+
+    notebook and notebook_parameters: what lib.run is running, None outside; the cell is the one of that notebook
+    that has the file's name in it. parameters: what the caller adds.
+    """
     return {
         "schema": SCHEMA,
         "model": model_name(model),
         "seed": seed,
         "parameters": parameters,
+        **running_notebook(),
         "lib": lib_digest(),
         "versions": versions(),
         "commit": commit(),
     }
+
+
+def running_notebook() -> dict:
+    """Notebook and its parameters, as lib.run left them in the environment; JupyterLab tells the name only."""
+    session = os.environ.get("JPY_SESSION_NAME")
+    told = {"notebook": Path(session).stem if session else None, "notebook_parameters": None}
+    return told | json.loads(os.environ.get("DUAL_NOTEBOOK") or "{}")
 
 
 def provenance_path(path) -> Path:
@@ -198,7 +230,10 @@ def versions() -> dict[str, str]:
 
 @cache
 def commit() -> str | None:
-    """The git commit, marked when lib/ or notebooks/ differ from it; None outside a git checkout."""
+    """The git commit, marked when lib/ or notebooks/ differ from it; of an installed package the one pip fetched
+    it from. None where there is neither."""
+    if not CHECKOUT:
+        return installed_commit()
 
     def git(*words):
         command = ["git", "-C", str(ROOT), *words]
@@ -209,6 +244,15 @@ def commit() -> str | None:
         return git("rev-parse", "HEAD") + (" with local changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def installed_commit() -> str | None:
+    """The commit that pip wrote down when it installed this package from a repository."""
+    try:
+        fetched = json.loads(distribution("dual-mechanisms").read_text("direct_url.json") or "{}")
+    except PackageNotFoundError:
+        return None
+    return fetched.get("vcs_info", {}).get("commit_id")
 
 
 @cache

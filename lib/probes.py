@@ -36,7 +36,7 @@ class Probe:
     def probabilities(self, x: Float[Tensor, "... hidden"]) -> Float[Tensor, "... label"]:
         return (x.float() @ self.weight.to(x.device) + self.bias.to(x.device)).softmax(-1)
 
-    def accuracy(self, x: Float[Tensor, "row hidden"], y: Int[Tensor, " row"]) -> float:
+    def accuracy(self, x: Float[Tensor, "row hidden"], y: Int[np.ndarray, " row"]) -> float:
         return float((self.probabilities(x).argmax(-1).cpu() == torch.as_tensor(y)).float().mean())
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -109,6 +109,7 @@ def split(setting: str, triple: tuple[Entity, Entity, Entity], grid: Grid) -> st
 # --- items about neighbours ---------------------------------------------------------------------------------
 
 
+@runtime_checkable
 class Picture(Protocol):
     """Whatever can be shown to a model: a Scene, or a photograph of lib/realdata.py."""
 

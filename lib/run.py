@@ -16,13 +16,32 @@ import tempfile
 import time
 from pathlib import Path
 
-from lib import paths
+from lib import paths, published
 from lib.errors import UserError, cli, unknown
-from lib.models import Model, find_model, known_models
+from lib.models import Model, find_model, known_models, shipped
 from lib.notebooks import Notebook, choose_notebooks, tidy, write_notebook
 from lib.paths import show
 
-# Parameters given on the command line
+# Without --model: these models, each on these notebooks (None: all). The contrast is left out where it is not shipped.
+PLAN = {"reference": None, "joint": ("02", "03", "04")}
+
+# What to run: models, notebooks, parameters
+
+
+def choose_jobs(specs: list[str], notebooks: list[Notebook], folder: Path) -> list[tuple[Model, Notebook]]:
+    """Models as given, each with the notebooks by number; without models, as PLAN has it."""
+    models = {}
+    for spec in specs or [name for name in PLAN if name == "reference" or name in shipped(folder)]:
+        model = find_model(spec, folder)
+        if models.setdefault(model.name, model) != model:
+            raise UserError(f"two models are called {model.name!r}: rename one, results go by that name")
+    planned = {} if specs else PLAN
+    return [
+        (model, notebook)
+        for name, model in models.items()
+        for notebook in notebooks
+        if planned.get(name) is None or notebook.name.startswith(planned[name])
+    ]
 
 
 def read_value(text: str, default):
@@ -83,25 +102,6 @@ def inputs(notebook: Notebook, model: Model, parameters: dict) -> dict:
     }
 
 
-def places(notebook: str, model: str) -> tuple[Path, Path]:
-    """Where the executed copy and the stamp of a run are."""
-    folder = paths.outputs(model)
-    return folder / "notebooks" / f"{notebook}.ipynb", folder / "runs" / f"{notebook}.json"
-
-
-def why_stale(executed: Path, stamp: Path, wanted: dict) -> str:
-    """Why a run does not stand (any more); empty when it does."""
-    if not stamp.is_file() or not executed.is_file():
-        return "never finished"
-    try:
-        found = paths.read_json(stamp, checked=False)
-        changed = [key for key in wanted if found.get(key) != wanted[key]]
-        edited = found.get("executed") != paths.file_digest(executed)
-    except (UserError, AttributeError):
-        return "its stamp is corrupt"
-    return f"{' and '.join(changed)} changed since" if changed else "edited since" if edited else ""
-
-
 # Running
 
 
@@ -114,7 +114,7 @@ def run_notebook(notebook: Notebook, model: Model, parameters: dict) -> float:
 
     from lib.kernel import ThisPython
 
-    executed, stamp = places(notebook.name, model.name)
+    executed, stamp = published.places(notebook.name, model.name)
     failed = failed_copy(executed)
     given = parameters | {"model": model.argument}
     overrides = {name: value for name, value in given.items() if value != notebook.parameters[name]}
@@ -122,6 +122,8 @@ def run_notebook(notebook: Notebook, model: Model, parameters: dict) -> float:
     with tempfile.TemporaryDirectory(prefix="run-") as folder:
         draft = Path(folder).resolve() / executed.name
         hidden = {model.argument: model.name, str(draft): draft.name}
+        told = {"notebook": notebook.name, "notebook_parameters": wanted["parameters"]}
+        os.environ["DUAL_NOTEBOOK"] = json.dumps(told)  # the kernel inherits it; provenance names it
         try:
             papermill.execute_notebook(
                 notebook.path,
@@ -137,6 +139,8 @@ def run_notebook(notebook: Notebook, model: Model, parameters: dict) -> float:
             if draft.is_file():
                 write_notebook(tidy(draft, hidden), failed)
             raise
+        finally:
+            del os.environ["DUAL_NOTEBOOK"]
         seconds = round(time.monotonic() - started, 1)
         write_notebook(tidy(draft, hidden), executed)
     paths.write_json(
@@ -161,22 +165,19 @@ def reason(error: Exception) -> str:
     """One sentence about why a notebook failed: a UserError's own, else the last line of the traceback."""
     name, text = getattr(error, "ename", type(error).__name__), str(getattr(error, "evalue", error)).strip()
     if name == "DeadKernelError":
-        return (
-            "its Python process died, likely for want of memory: close other programs or take a smaller model"
-        )
+        return "its Python process died, likely for want of memory: close other programs or take a smaller model"
     return text if name == "UserError" else f"{name}: {text.splitlines()[0] if text else ''}"
 
 
-def run_all(notebooks: list[Notebook], models: list[Model], values: dict[str, dict], fresh: bool) -> int:
-    """Run what is not done, models as given, notebooks by number; a failure does not stop the rest."""
-    jobs = [(model, notebook) for model in models for notebook in notebooks]
+def run_all(jobs: list[tuple[Model, Notebook]], values: dict[str, dict], fresh: bool) -> int:
+    """Run what is not done, in the order given; a failure does not stop the rest."""
     codes, started = {0}, time.monotonic()
     after_label = "\n" if sys.stdout.isatty() else " "  # on a terminal papermill's bar comes in between
     for number, (model, notebook) in enumerate(jobs, 1):
         print(f"[{number}/{len(jobs)}] {model.name} {notebook.name}:", end=" ", flush=True)
-        executed, stamp = places(notebook.name, model.name)
+        executed, stamp = published.places(notebook.name, model.name)
         parameters = values[notebook.name]
-        if not fresh and not why_stale(executed, stamp, inputs(notebook, model, parameters)):
+        if not fresh and not published.why_stale(executed, stamp, inputs(notebook, model, parameters)):
             failed_copy(executed).unlink(missing_ok=True)  # of something tried since and taken back
             print("up to date (--fresh runs it again)", flush=True)
             continue
@@ -190,6 +191,7 @@ def run_all(notebooks: list[Notebook], models: list[Model], values: dict[str, di
             kept = failed_copy(executed)
             look = f" (how far it got: {show(kept)})" if kept.is_file() else ""
             print(f"error: {model.name} {notebook.name}: {reason(error)}{look}", file=sys.stderr, flush=True)
+    published.write_summary()
     print(f"total {time.monotonic() - started:.0f} s; results are in {show(paths.outputs())}")
     return 1 if 1 in codes else max(codes)
 
@@ -197,7 +199,15 @@ def run_all(notebooks: list[Notebook], models: list[Model], values: dict[str, di
 # Looking
 
 
+def show_summary() -> int:
+    table = published.write_summary()
+    print("no ledger yet: run the notebooks first" if table.empty else table.to_string(index=False))
+    return 0
+
+
 def list_all(notebooks: list[Notebook], models_folder: Path) -> int:
+    plan = (f"{name} on {'all' if which is None else ', '.join(which)}" for name, which in PLAN.items())
+    print(f"without --model: {'; '.join(plan)} (where shipped)")
     print("models (or a path to a folder with config.json):")
     for name, where in known_models(models_folder).items():
         print(f"  {name:<20} {where}")
@@ -210,31 +220,12 @@ def list_all(notebooks: list[Notebook], models_folder: Path) -> int:
 
 def verify_all(notebooks: list[Notebook], models_folder: Path) -> int:
     """Does all of outputs/ still belong to the present code? Prints what does not; exit code 1 then."""
-    root, by_name, complaints = paths.outputs(), {n.name: n for n in notebooks}, []
-    copies = [p for p in root.glob("*/notebooks/*.ipynb") if not p.stem.endswith(".failed")]
-    notes = sorted(root.glob("**/*.provenance.json"))
-    runs = {(p.stem, p.parents[1].name) for p in [*root.glob("*/runs/*.json"), *copies]}
-    for name, model in sorted(runs):
-        executed, stamp = places(name, model)
-        if name not in by_name:
-            complaints.append(f"{show(executed)}: there is no such notebook any more")
-            continue
-        wanted = {"schema": paths.SCHEMA, "lib": paths.lib_digest(), "notebook": by_name[name].digest}
-        if model in known_models(models_folder):  # a model from elsewhere is not at hand to be compared
-            wanted["model"] = find_model(model, models_folder).digest
-        if why := why_stale(executed, stamp, wanted):
-            complaints.append(f"{show(executed)}: {why}")
-    for note in notes:
-        result = Path(str(note).removesuffix(".provenance.json"))
-        try:
-            if paths.read_provenance(result).get("lib") != paths.lib_digest():
-                complaints.append(f"{show(result)}: lib changed since")
-        except UserError as error:
-            complaints.append(str(error))
+    runs, results = published.runs(), published.results()
+    complaints = published.complaints(notebooks, models_folder)
     for complaint in complaints:
         print(f"stale: {complaint}")
     verdict = f"{len(complaints)} stale, `make run` repairs that" if complaints else "all belong to this code"
-    print(f"checked {len(runs)} notebook runs and {len(notes)} results in {show(root)}: {verdict}")
+    print(f"checked {len(runs)} notebook runs and {len(results)} results in {show(paths.outputs())}: {verdict}")
     return 1 if complaints else 0
 
 
@@ -263,11 +254,9 @@ def parse(argv) -> argparse.Namespace:
         type=words,
         default=[],
         metavar="NAME|PATH",
-        help="model to run on, several with commas or repeated (default: reference)",
+        help="model to run on, several with commas or repeated (default: the plan that --list shows)",
     )
-    parser.add_argument(
-        "--notebooks", action="extend", type=words, default=[], metavar="01,03", help="default: all"
-    )
+    parser.add_argument("--notebooks", action="extend", type=words, default=[], metavar="01,03", help="default: all")
     parser.add_argument(
         "-p",
         dest="parameters",
@@ -279,9 +268,8 @@ def parse(argv) -> argparse.Namespace:
     parser.add_argument("--fresh", action="store_true", help="run what is up to date, too")
     parser.add_argument("--outputs", metavar="FOLDER", help="write there instead of outputs/")
     parser.add_argument("--list", action="store_true", help="show models, notebooks and their parameters")
-    parser.add_argument(
-        "--verify", action="store_true", help="tell which results no longer belong to the code"
-    )
+    parser.add_argument("--summary", action="store_true", help="only write summary.csv anew and show it")
+    parser.add_argument("--verify", action="store_true", help="tell which results no longer belong to the code")
     return parser.parse_args(argv)
 
 
@@ -293,16 +281,14 @@ def main(argv=None, notebooks_folder: Path = paths.NOTEBOOKS, models_folder: Pat
     if args.list:
         return list_all(notebooks, models_folder)
     if args.verify:
-        return verify_all(notebooks, models_folder)
+        return verify_all(choose_notebooks([], notebooks_folder), models_folder)
+    if args.summary:
+        return show_summary()
     values = choose_parameters(args.parameters, notebooks)
-    models = {}
-    for spec in args.model or ["reference"]:
-        model = find_model(spec, models_folder)
-        if models.setdefault(model.name, model) != model:
-            raise UserError(f"two models are called {model.name!r}: rename one, results go by that name")
-    for name in models:
+    jobs = choose_jobs(args.model, notebooks, models_folder)
+    for name in {model.name for model, _ in jobs}:
         check_writable(paths.outputs(name))
-    return run_all(notebooks, list(models.values()), values, args.fresh)
+    return run_all(jobs, values, args.fresh)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -41,13 +42,10 @@ def _percentiles(units: int, level: float) -> tuple[float, float]:
     return float(tail), float(1 - tail)
 
 
+@lru_cache(maxsize=16)
 def _weights(units: int, resamples: int, seed: int) -> np.ndarray:
     """How often each unit is drawn: [resample, unit], each row sums to the number of units."""
-    return (
-        np.random.default_rng(seed)
-        .multinomial(units, np.full(units, 1 / units), size=resamples)
-        .astype(float)
-    )
+    return np.random.default_rng(seed).multinomial(units, np.full(units, 1 / units), size=resamples).astype(float)
 
 
 def summarise(
@@ -80,11 +78,7 @@ def summarise(
         draws = (weights @ sums) / (weights @ sizes)
     present = (sizes > 0).sum(0)
     bounds = [np.nanquantile(draws[:, k], _percentiles(int(n), level)) for k, n in enumerate(present)]
-    keys = (
-        grouped.first().reset_index()[by]
-        if len(table.columns) > len(by)
-        else grouped.size().reset_index()[by]
-    )
+    keys = grouped.first().reset_index()[by] if len(table.columns) > len(by) else grouped.size().reset_index()[by]
     out = {
         "n": present,
         value: sums.sum(0) / sizes.sum(0),
@@ -98,9 +92,7 @@ def mean(values, units=None, **options) -> Estimate:
     """Mean with its interval; `units` says which values belong together (default: each stands alone)."""
     values = np.asarray(values, dtype=float)
     units = np.arange(len(values)) if units is None else np.asarray(units)
-    row = summarise(
-        pd.DataFrame({"all": 0, "pair": units, "value": values}), ["all"], "value", **options
-    ).iloc[0]
+    row = summarise(pd.DataFrame({"all": 0, "pair": units, "value": values}), ["all"], "value", **options).iloc[0]
     return Estimate(float(row["value"]), float(row["low"]), float(row["high"]), int(row["n"]))
 
 
@@ -123,6 +115,24 @@ def bootstrap(
     draws = np.array(draws)
     low, high = np.quantile(draws[np.isfinite(draws)], _percentiles(len(members), level))
     return Estimate(float(statistic(*arrays)), float(low), float(high), len(members))
+
+
+def ratio(above, below, units=None, resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0) -> Estimate:
+    """Mean of `above` over mean of `below`, rows of a unit drawn together; NaN where the lower mean is 0.
+
+    The same interval as `bootstrap` of a quotient of means, without its loop.
+    """
+    columns = [np.asarray(column, dtype=float) for column in (above, below)]
+    units = np.arange(len(columns[0])) if units is None else np.unique(units, return_inverse=True)[1].ravel()
+    sums = np.stack([np.bincount(units, column) for column in columns], axis=1)
+
+    def quotient(pair):
+        return np.divide(pair[..., 0], pair[..., 1], out=np.full(pair.shape[:-1], np.nan), where=pair[..., 1] != 0)
+
+    draws = quotient(_weights(len(sums), resamples, seed) @ sums)
+    draws = draws[np.isfinite(draws)]
+    low, high = np.quantile(draws, _percentiles(len(sums), level)) if len(draws) else (np.nan, np.nan)
+    return Estimate(float(quotient(sums.sum(0))), float(low), float(high), len(sums))
 
 
 def difference(first, second, paired: bool = True, **options) -> Estimate:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from lib.errors import UserError
 
-ImageTokens = Float[Tensor, "image token hidden"]  # after the projector; token = row * N + column
+ImageTokens = Float[Tensor, "image image_token hidden"]  # after the projector; image_token = row * N + column
 Hidden = Float[Tensor, "batch token hidden"]  # residual stream of the language model at one slot
 Ids = Int[Tensor, "batch role spelling"]  # candidate token ids, padded with -1
 Edit = Callable[[Tensor], Tensor]  # residual stream in, residual stream out; never in place

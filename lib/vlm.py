@@ -82,10 +82,10 @@ def load(
     """A model ready for experiments.
 
     name: an embedded model (reference, joint, ...), a short name from lib.families.CHECKPOINTS, a hub id, or
-    a folder. device: "auto" takes a GPU where there is one. dtype: float32 on a CPU and bfloat16 on a GPU
-    when not given. attn: "sdpa" or "eager". device_map: passed to transformers ("auto" spreads a large model
-    over GPUs and CPU); `device` is then ignored. grid: another token grid, for encoders that take pictures of
-    any size.
+    a folder. device: "auto" takes a GPU where there is one. dtype: when not given, float32 on a CPU and bfloat16
+    on a GPU that computes in it (`lib.loading.default_dtype`). attn: "sdpa" or "eager". device_map: passed to
+    transformers ("auto" spreads a large model over GPUs and CPU); `device` is then ignored. grid: another token
+    grid, for encoders that take pictures of any size.
     """
     found = read(name, device, dtype, attn, revision, device_map)
     return VLM(found.model, found.tokenizer, found.processor, found.family, grid, found.name, found.template)

@@ -87,3 +87,10 @@ def test_save_refuses_what_cannot_be_traced(tmp_path, monkeypatch):
 def test_tables_round_for_display_only():
     data = pd.DataFrame({"setting": ["a"], "accuracy": [0.98765]})
     assert figures.table(data).accuracy[0] == 0.99 and data.accuracy[0] == 0.98765
+
+
+def test_a_table_for_display_has_no_negative_zero():
+    """The sign of a zero may change with the number of threads, the shown table may not."""
+    shown = figures.table(pd.DataFrame({"name": ["a", "b"], "n": [1, 2], 0: [-0.001, 0.126]}))
+    assert "-0" not in shown.to_string() and shown[0].tolist() == [0.0, 0.13]
+    assert shown["n"].dtype == "int64"

@@ -25,9 +25,7 @@ def note():
 def test_csv_reads_back_exactly(tmp_path, table, note):
     path = paths.write_csv(table, tmp_path / "a/b/t.csv", note)
     back = paths.read_csv(path)
-    assert list(back.condition[:2]) == ["none", "NA"] and pd.isna(
-        back.condition[2]
-    )  # words are not missing values
+    assert list(back.condition[:2]) == ["none", "NA"] and pd.isna(back.condition[2])  # words are not missing values
     np.testing.assert_array_equal(back.value, table.value)
     assert sorted(p.name for p in path.parent.iterdir()) == ["t.csv", "t.csv.provenance.json"]
 
@@ -128,8 +126,18 @@ def test_outputs_go_by_short_names(tmp_path, monkeypatch):
 
 
 def test_provenance_names_everything(note):
-    assert {"schema", "seed", "model", "parameters", "lib", "versions", "commit"} == set(note)
+    wanted = {"schema", "seed", "model", "parameters", "notebook", "notebook_parameters", "lib", "versions", "commit"}
+    assert wanted == set(note)
     assert str(paths.ROOT) not in str(note) and note["versions"]["numpy"]
+
+
+def test_provenance_names_the_running_notebook(monkeypatch):
+    monkeypatch.delenv("DUAL_NOTEBOOK", raising=False)
+    monkeypatch.setenv("JPY_SESSION_NAME", "/somewhere/03_probes.ipynb")
+    assert paths.provenance("reference", 0)["notebook"] == "03_probes"
+    monkeypatch.setenv("DUAL_NOTEBOOK", '{"notebook": "01_scenes", "notebook_parameters": {"seed": 4}}')
+    note = paths.provenance("reference", 4)
+    assert note["notebook"] == "01_scenes" and note["notebook_parameters"] == {"seed": 4}
 
 
 def test_unknown_suggests(capsys):

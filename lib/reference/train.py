@@ -81,7 +81,7 @@ RECIPES = {
     # contested from the start: without it these stayed at chance, their places known only up to a mirror image
     "joint": Recipe((Stage("joint", "questions", 2400, ALL, contested=True),)),
     "vision_only": Recipe((Stage("joint", "questions", 1600, ALL, contested=True),), blind="backbone"),
-    "backbone_only": Recipe((Stage("joint", "questions", 1600, ALL, contested=True),), blind="encoder"),
+    "backbone_only": Recipe((Stage("joint", "questions", 1200, ALL, contested=True),), blind="encoder"),
 }
 GPU_FACTOR = 4  # the gpu preset has a larger model, batches of four times as many scenes and four times the steps
 

@@ -1,0 +1,169 @@
+"""What lies in outputs/: runs, figures, ledgers; whether it all belongs to the present code; models side by side.
+
+Floor 5, below the runner and the HTML edition: reads results, computes none.
+"""
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from lib import ledger, paths
+from lib.errors import UserError
+from lib.models import find_model, known_models
+from lib.notebooks import Notebook
+from lib.paths import show
+
+# Where things are
+
+
+def places(notebook: str, model: str) -> tuple[Path, Path]:
+    """Where the executed copy and the stamp of a run are."""
+    folder = paths.outputs(model)
+    return folder / "notebooks" / f"{notebook}.ipynb", folder / "runs" / f"{notebook}.json"
+
+
+def copies() -> list[Path]:
+    """The executed notebooks of all models, failed ones left out."""
+    found = sorted(paths.outputs().glob("*/notebooks/*.ipynb"))
+    return [path for path in found if not path.stem.endswith(".failed")]
+
+
+def runs() -> list[tuple[str, str]]:
+    """(notebook, model) of every run that left a copy or a stamp."""
+    files = [*paths.outputs().glob("*/runs/*.json"), *copies()]
+    return sorted({(path.stem, path.parents[1].name) for path in files})
+
+
+def results() -> list[Path]:
+    """The results that have provenance."""
+    notes = sorted(paths.outputs().glob("**/*.provenance.json"))
+    return [Path(str(note).removesuffix(".provenance.json")) for note in notes]
+
+
+def models() -> list[str]:
+    """Models that have results, the default first."""
+    names = {path.parent.name for part in ("notebooks", "figures") for path in paths.outputs().glob(f"*/{part}")}
+    names |= {path.parent.name for path in paths.outputs().glob("*/ledger.json")}
+    return sorted(names, key=lambda name: (name != "reference", name))
+
+
+def figures(model: str) -> list[Path]:
+    return sorted((paths.outputs(model) / "figures").glob("[!.]*.png"))
+
+
+# Does it belong to this code?
+
+
+def why_stale(executed: Path, stamp: Path, wanted: dict) -> str:
+    """Why a run does not stand (any more); empty when it does."""
+    if not stamp.is_file() or not executed.is_file():
+        return "never finished"
+    try:
+        found = paths.read_json(stamp, checked=False)
+        changed = [key for key in wanted if found.get(key) != wanted[key]]
+        edited = found.get("executed") != paths.file_digest(executed)
+    except (UserError, AttributeError):
+        return "its stamp is corrupt"
+    return f"{' and '.join(changed)} changed since" if changed else "edited since" if edited else ""
+
+
+def complaints(notebooks: list[Notebook], models_folder: Path) -> list[str]:
+    """Everything in outputs/ that does not belong to the present code and to the rest of outputs/, one line each."""
+    by_name = {notebook.name: notebook for notebook in notebooks}
+    found = [f"{show(places(*run)[0])}: {why}" for run in runs() if (why := stale_run(*run, by_name, models_folder))]
+    for result in results():
+        found += stale_result(result, by_name)
+    for model in models():
+        found += [f"{show(picture)}: it has no numbers beside it" for picture in figures(model)
+                  if not picture.with_suffix(".csv").is_file()]  # fmt: skip
+        found += [f"{show(ledger.path(model))}: {why}" for why in stale_ledger(model)]
+    if summary_path().is_file() and summary_path().read_bytes() != summary_bytes(summary()):
+        found.append(f"{show(summary_path())}: the ledgers changed since")
+    return found
+
+
+def stale_run(name: str, model: str, by_name: dict[str, Notebook], models_folder: Path) -> str:
+    if name not in by_name:
+        return "there is no such notebook any more"
+    wanted = {"schema": paths.SCHEMA, "lib": paths.lib_digest(), "notebook": by_name[name].digest}
+    if model in known_models(models_folder):  # a model from elsewhere is not at hand to be compared
+        wanted["model"] = find_model(model, models_folder).digest
+    return why_stale(*places(name, model), wanted)
+
+
+def stale_result(result: Path, by_name: dict[str, Notebook]) -> list[str]:
+    """A result is as its provenance says, the provenance is of this code, and the notebook named there writes it."""
+    try:
+        note = paths.read_provenance(result)
+    except UserError as error:
+        return [str(error)]
+    found = [] if note.get("lib") == paths.lib_digest() else [f"{show(result)}: lib changed since"]
+    for kind, digest in note.get("pictures", {}).items():
+        picture = result.with_suffix(f".{kind}")
+        if not picture.is_file() or paths.file_digest(picture) != digest:
+            found.append(f"{show(picture)}: it is not the picture saved with its numbers")
+    name = note.get("notebook")
+    if name in by_name and result.name != "ledger.json" and result.stem not in by_name[name].path.read_text("utf-8"):
+        found.append(f"{show(result)}: notebook {name}, which made it, does not name it any more")
+    return found
+
+
+def stale_ledger(model: str) -> list[str]:
+    """Every row follows from the rules in lib/ledger.py and belongs to a notebook that was run."""
+    try:
+        rows = ledger.load(model)
+    except UserError:
+        return []  # told with the results
+    finished = {name for name, of in runs() if of == model}
+    found = {f"{row['metric']} is of {row['notebook']}, of which no run is here" for row in rows
+             if row["notebook"] not in finished}  # fmt: skip
+    for row in rows:
+        measure = ledger.MEASURES.get(row["metric"])
+        if measure is None:
+            found.add(f"there is no measure {row['metric']} any more")
+        elif (row["rule"], row["verdict"]) != (measure.rule, measure.verdict(row["low"], row["high"])):
+            found.add(f"the verdict on {row['metric']} does not follow from the rule in lib/ledger.py")
+    return sorted(found)
+
+
+# Models side by side
+
+
+def summary_path() -> Path:
+    return paths.outputs() / "summary.csv"
+
+
+def summary() -> pd.DataFrame:
+    """The claims, a row per metric and setting, a column per model: value, 95 % interval and verdict in words."""
+    rows = []
+    for model in models():
+        try:
+            for row in ledger.load(model):
+                keys = {key: row.get(key, "") for key in ("claim", "metric", "setting")}
+                rows.append(keys | {"model": model, "text": in_words(row)})
+        except UserError as error:
+            print(f"left out of the summary: {error}", file=sys.stderr)
+    if not rows:
+        return pd.DataFrame(columns=["claim", "metric", "setting"])
+    table = pd.DataFrame(rows).pivot_table(
+        index=["claim", "metric", "setting"], columns="model", values="text", aggfunc="; ".join, sort=False
+    )
+    return table.fillna("").reset_index().rename_axis(columns=None)
+
+
+def in_words(row: dict) -> str:
+    where = f"{row['direction']} " if row.get("direction") else ""
+    return f"{where}{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}] {row['verdict']}"
+
+
+def summary_bytes(table: pd.DataFrame) -> bytes:
+    return table.to_csv(index=False, lineterminator="\n").encode()
+
+
+def write_summary() -> pd.DataFrame:
+    """summary.csv from the ledgers, where there are any; returns the table."""
+    table = summary()
+    if not table.empty:
+        paths.write_bytes(summary_path(), summary_bytes(table))
+    return table

@@ -1,0 +1,130 @@
+"""What lies in outputs/: every kind of staleness is found, the summary puts models side by side, ledgers survive
+notebooks that run at the same time."""
+
+import json
+import subprocess
+import sys
+
+import matplotlib.pyplot as plt
+import nbformat
+import pandas as pd
+import pytest
+
+from lib import figures, ledger, paths, published
+from lib.errors import UserError
+from lib.notebooks import load_notebook
+
+RECORD = """
+import sys
+from lib import ledger
+notebook, metric = sys.argv[1:]
+for n in range(1, 11):
+    ledger.record("reference", [ledger.row(metric, 0.9, 0.8, 1.0, n, notebook, "cell")], notebook, seed=0)
+"""
+
+
+def row(metric="strip_effect", value=0.9, notebook="01_first", **where):
+    return ledger.row(metric, value, value - 0.1, value + 0.1, 50, notebook, "cell", **where)
+
+
+@pytest.fixture
+def house(tmp_path, monkeypatch):
+    """outputs/ with one run, one figure and one ledger, all in order; returns the notebooks."""
+    monkeypatch.setenv("DUAL_OUTPUTS", str(tmp_path / "out"))
+    monkeypatch.setenv("DUAL_NOTEBOOK", '{"notebook": "01_first", "notebook_parameters": {"seed": 0}}')
+    cells = [
+        nbformat.v4.new_code_cell('model = "reference"', metadata={"tags": ["parameters"]}, id="a"),
+        nbformat.v4.new_code_cell('figures.save(figure, "01-curve", data)', id="b"),
+    ]
+    source = tmp_path / "01_first.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), source)
+    notebook = load_notebook(source)
+    executed, stamp = published.places("01_first", "reference")
+    paths.write_bytes(executed, source.read_bytes())
+    made_of = {"schema": paths.SCHEMA, "lib": paths.lib_digest(), "notebook": notebook.digest}
+    paths.write_json(made_of | {"executed": paths.file_digest(executed)}, stamp)
+    figure, _ = figures.panels()
+    figures.save(figure, "01-curve", pd.DataFrame({"x": [1]}))
+    plt.close(figure)
+    ledger.record("reference", [row(setting="squares")], "01_first", seed=0)
+    published.write_summary()
+    return [notebook]
+
+
+def told(house, tmp_path):
+    return published.complaints(house, tmp_path / "no models")
+
+
+def test_all_in_order(house, tmp_path):
+    assert told(house, tmp_path) == []
+    assert published.runs() == [("01_first", "reference")] and published.models() == ["reference"]
+    note = paths.read_provenance(paths.outputs("reference") / "figures/01-curve.csv")
+    assert note["notebook"] == "01_first" and note["notebook_parameters"] == {"seed": 0}
+
+
+def test_a_picture_of_another_run(house, tmp_path):
+    (paths.outputs("reference") / "figures/01-curve.png").write_bytes(b"another")
+    (complaint,) = told(house, tmp_path)
+    assert complaint.endswith("figures/01-curve.png: it is not the picture saved with its numbers")
+    (paths.outputs("reference") / "figures/02-drawn-by-hand.png").write_bytes(b"no numbers")
+    assert "no numbers beside it" in told(house, tmp_path)[-1]
+
+
+def test_a_figure_that_its_notebook_no_longer_makes(house, tmp_path):
+    text = house[0].path.read_text()
+    house[0].path.write_text(text.replace("01-curve", "01-line"))
+    assert any("does not name it any more" in each for each in told([load_notebook(house[0].path)], tmp_path))
+
+
+def test_a_ledger_that_does_not_follow_from_the_rules(house, tmp_path):
+    wrong = row() | {"verdict": "not reproduced"}
+    gone = row() | {"metric": "no_such_measure"}
+    elsewhere = row("strip_minus_object", notebook="09_other")
+    paths.write_json([wrong, gone, elsewhere], ledger.path("reference"), paths.provenance("reference", 0))
+    complaints = " ".join(told(house, tmp_path))
+    assert "verdict on strip_effect does not follow" in complaints
+    assert "no measure no_such_measure" in complaints
+    assert "strip_minus_object is of 09_other, of which no run is here" in complaints
+    assert "summary.csv: the ledgers changed since" in complaints
+
+
+def test_a_ledger_edited_by_hand(house, tmp_path):
+    path = ledger.path("reference")
+    path.write_text(path.read_text().replace("0.9", "0.95"))
+    with pytest.raises(UserError):
+        ledger.load("reference")
+    assert any("ledger.json" in each and "not readable" in each for each in told(house, tmp_path))
+
+
+def test_summary_has_a_column_per_model(house):
+    ledger.record("joint", [row(value=0.3, setting="squares"), row("order_lost", setting="shapes")], "01_first", 0)
+    table = published.write_summary()
+    assert list(table) == ["claim", "metric", "setting", "reference", "joint"]
+    assert table.loc[0].tolist() == [
+        "C4", "strip_effect", "squares", "0.90 [0.80, 1.00] reproduced", "0.30 [0.20, 0.40] not reproduced"
+    ]  # fmt: skip
+    assert table.loc[1, "reference"] == "" and table.loc[1, "joint"].startswith("0.90")
+    assert published.summary_path().read_text().count("\n") == 3
+
+
+def test_notebooks_that_run_together_share_a_ledger(tmp_path, monkeypatch):
+    """Without a lock, of two notebooks reading, changing and writing one file one loses its rows."""
+    monkeypatch.setenv("DUAL_OUTPUTS", str(tmp_path))
+    jobs = {"02_a": "strip_effect", "03_b": "order_peak", "04_c": "strip_score"}
+    started = [subprocess.Popen([sys.executable, "-c", RECORD, *job], cwd=paths.ROOT) for job in jobs.items()]
+    assert [job.wait() for job in started] == [0, 0, 0]
+    assert {each["notebook"]: each["n"] for each in ledger.load("reference")} == dict.fromkeys(jobs, 10)
+
+
+def test_the_lock_keeps_others_out(tmp_path):
+    path = tmp_path / "x.json"
+    code = f"from filelock import FileLock, Timeout\nFileLock({str(tmp_path / '.x.json.lock')!r}, timeout=0).acquire()"
+    with paths.locked(path):
+        assert b"Timeout" in subprocess.run([sys.executable, "-c", code], capture_output=True).stderr
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_an_empty_place_gives_an_empty_summary(tmp_path, monkeypatch):
+    monkeypatch.setenv("DUAL_OUTPUTS", str(tmp_path))
+    assert published.write_summary().empty and not published.summary_path().exists()
+    assert json.loads(published.summary().to_json()) == {"claim": {}, "metric": {}, "setting": {}}

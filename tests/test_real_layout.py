@@ -1,0 +1,78 @@
+"""`make run MODEL=qwen2-vl-2b` with stand-in weights: a tiny random Qwen2-VL in the layout of the true checkpoint, where
+the hub's client keeps downloads, and no internet. Shows that the path works, not what the true weights answer."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import nbformat
+import pytest
+import tiny
+
+from lib import paths
+from lib.families import CHECKPOINTS
+from lib.questions import SYSTEM_TEXT
+
+REVISION = "0" * 40
+SMALL = ("-p", "natural_items=8", "-p", "photograph_items=4", "-p", "seed=1")
+
+
+@pytest.fixture(scope="module")
+def downloads(tmp_path_factory):
+    """A folder like ~/.cache/huggingface with the one model in it: sharded weights, tokenizer, processor, template."""
+    home = tmp_path_factory.mktemp("huggingface")
+    repository = home / "hub" / f"models--{CHECKPOINTS['qwen2-vl-2b'].replace('/', '--')}"
+    snapshot = repository / "snapshots" / REVISION
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs/main").write_text(REVISION)
+    known = json.loads((paths.MODELS / "reference/tokenizer.json").read_text())["model"]["vocab"]
+    asked = re.findall(r"\w+|[^\w\s]", SYSTEM_TEXT.lower())
+    words = tiny.WORDS
+    tiny.WORDS = list(dict.fromkeys([*words, *asked, *(word for word in known if re.fullmatch(r"\w+|\W", word))]))
+    try:
+        vlm = tiny.tiny("qwen2-vl")
+    finally:
+        tiny.WORDS = words
+    vlm.model.save_pretrained(snapshot, max_shard_size="100KB")
+    vlm.tokenizer.save_pretrained(snapshot)
+    vlm.processor.save_pretrained(snapshot)
+    (snapshot / "chat_template.jinja").unlink(missing_ok=True)  # this checkpoint still has it as JSON
+    (snapshot / "chat_template.json").write_text(json.dumps({"chat_template": vlm.tokenizer.chat_template}))
+    assert len(list(snapshot.glob("model-*-of-*.safetensors"))) > 1
+    return home
+
+
+def run(downloads, outputs, *words):
+    settings = {**os.environ, "HF_HOME": str(downloads), "HF_HUB_OFFLINE": "1", "DUAL_OUTPUTS": str(outputs)}
+    settings |= {"PYTHONPATH": str(paths.ROOT), "HF_HUB_CACHE": str(downloads / "hub")}
+    call = [sys.executable, "-m", "lib.run", *words]
+    return subprocess.run(call, cwd=paths.ROOT, env=settings, capture_output=True, text=True, timeout=900)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_and_the_embedded_model_in_one_call(downloads, tmp_path):
+    done = run(downloads, tmp_path, "--model", "qwen2-vl-2b,reference", "--notebooks", "01", *SMALL)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in ("qwen2-vl-2b", "reference"):
+        cells = nbformat.read(tmp_path / name / "notebooks/01_scene_generation.ipynb", as_version=4).cells
+        outputs = [output for cell in cells if cell.cell_type == "code" for output in cell.outputs]
+        assert not [output for output in outputs if output.output_type == "error"]
+        table = paths.read_csv(tmp_path / name / "tables/behaviour.csv")
+        assert {"squares", "shapes", "objects"} <= set(table["setting"])
+        assert paths.read_provenance(tmp_path / name / "figures/01-behaviour.csv")["notebook_parameters"]["seed"] == 1
+        text = (tmp_path / name / "notebooks/01_scene_generation.ipynb").read_text()
+        assert str(downloads) not in text and str(tmp_path) not in text
+    stamp = paths.read_json(tmp_path / "qwen2-vl-2b/runs/01_scene_generation.json", checked=False)
+    assert stamp["model"] == f"{CHECKPOINTS['qwen2-vl-2b']}@{REVISION}"
+    again = run(downloads, tmp_path, "--model", "qwen2-vl-2b,reference", "--notebooks", "01", *SMALL)
+    assert again.stdout.count("up to date") == 2
+
+
+def test_weights_that_were_never_downloaded_are_told_in_a_sentence(downloads, tmp_path):
+    done = run(downloads, tmp_path, "--model", "gemma-3-4b", "--notebooks", "01")
+    assert done.returncode == 2
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: gemma-3-4b 01_scene_generation: gemma-3-4b: cannot be read")
+    assert "Traceback" not in done.stderr
