@@ -1,6 +1,9 @@
 # make run     execute the notebooks headlessly into outputs/   (MODEL=reference NOTEBOOKS=01,03 ARGS=--fresh)
 # make test    the tests                                        (ARGS="-k scenes")
 # make lab     JupyterLab on the notebooks
+# make site    the HTML edition of outputs/ in site/: notebooks, figures, claims, an index
+# make test-browser   the notebooks in JupyterLab and the HTML edition in headless Chromium (needs Node.js 20 and Chromium;
+#                     NOTEBOOKS=01 chooses; screenshots in tests/browser/screenshots/)
 # make lint    ruff over the code
 # make clean   remove .venv and caches; outputs/ stays
 #
@@ -14,14 +17,15 @@ CONSTRAINTS ?= constraints.txt
 VENV := .venv
 READY := $(VENV)/.ready
 BIN := $(VENV)/bin
+comma := ,
 
-.PHONY: help run test lab lint clean
+.PHONY: help run test lab site test-browser lint clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed '/^$$/,$$d'
 
 run: $(READY)
-	@echo "Running the notebooks into outputs/ (under a minute on two CPU cores; what is up to date is skipped)."
+	@echo "Running the notebooks into outputs/ (minutes on two CPU cores; what is up to date is skipped)."
 	@$(BIN)/python -m lib.run $(if $(MODEL),--model '$(MODEL)') $(if $(NOTEBOOKS),--notebooks '$(NOTEBOOKS)') $(ARGS)
 
 test: $(READY)
@@ -31,6 +35,16 @@ test: $(READY)
 lab: $(READY)
 	@echo "Opening JupyterLab on notebooks/; Ctrl-C stops it."
 	@$(BIN)/jupyter lab notebooks $(ARGS)
+
+site: $(READY)
+	@$(BIN)/python -m lib.site $(ARGS)
+
+test-browser: $(READY)
+	@command -v node >/dev/null && command -v npm >/dev/null || { \
+		echo "error: Node.js 20 or newer is needed (Debian: apt-get install nodejs npm)" >&2; exit 2; }
+	@echo "Running the notebooks in JupyterLab in a browser (about as long as make run ARGS=--fresh)."
+	@npm ci --prefix tests/browser --silent --no-audit --no-fund
+	@node tests/browser/run.mjs '$(abspath $(BIN)/python)' tests/browser/screenshots $(subst $(comma), ,$(NOTEBOOKS)) $(ARGS)
 
 lint: $(READY)
 	@$(BIN)/ruff check . $(ARGS)

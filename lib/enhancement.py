@@ -102,6 +102,14 @@ def one_axis_each(items: Sequence[SideItem], most: int = 4) -> list[SideItem]:
     return [item for own in out.values() for item in own]
 
 
+def halves(items: Sequence[Item | SideItem], seed: int = 0) -> tuple[list, list]:
+    """The items dealt into two lists at random, no picture in both: to score, and to learn directions from."""
+    pictures = list(dict.fromkeys(item.scene for item in items))
+    dealt = np.random.default_rng(seed).permutation(len(pictures)) % 2
+    half = dict(zip(pictures, dealt.tolist(), strict=True))
+    return tuple([item for item in items if half[item.scene] == k] for k in (0, 1))
+
+
 # --- directions ---------------------------------------------------------------------------------------------
 
 
@@ -323,6 +331,23 @@ def score(results: pd.DataFrame, by: Sequence[str] = ("condition", "alpha"), see
         found = found.rename(columns={"low": f"{name}_low", "high": f"{name}_high"})
         out = out.merge(found, on=by, how="left")
     return out.rename(columns={"strict_accuracy_low": "low", "strict_accuracy_high": "high"})
+
+
+def untouched(results: pd.DataFrame) -> pd.DataFrame:
+    """The same items without enhancement, as rows of condition "none" at alpha 0."""
+    once = results.drop_duplicates("item")
+    return once.assign(condition="none", alpha=0.0, after=once["before"], p_after=once["p_before"])
+
+
+def tall(scores: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """Some columns of `score` one below the other: condition, alpha where there is one, measure, value, low, high."""
+    keys = [key for key in ("condition", "alpha") if key in scores]
+    parts = []
+    for name in names:
+        bounds = ("low", "high") if name == "strict_accuracy" else (f"{name}_low", f"{name}_high")
+        part = scores[[*keys, name, *bounds]].set_axis([*keys, "value", "low", "high"], axis=1)
+        parts.append(part.assign(measure=name))
+    return pd.concat(parts, ignore_index=True)
 
 
 # --- choosing alpha -----------------------------------------------------------------------------------------

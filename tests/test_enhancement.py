@@ -285,6 +285,9 @@ def test_coco_items_work_alike():
     vlm = tiny("reference")
     asked, _ = run_everything(vlm, loaded.items)
     assert len(asked.run) == 2 * len(loaded.items)
+    scored, learned = enhancement.halves(loaded.items)
+    assert len(scored) + len(learned) == len(loaded.items) and scored and learned
+    assert not {item.key for item in scored} & {item.key for item in learned}
     item = loaded.items[0]
     assert box_tokens(item.subject_box, vlm.grid, item.size).tolist() in [
         end.tolist() for end in enhancement.ends(item, vlm.grid)
@@ -323,3 +326,13 @@ def test_one_axis_of_every_picture():
     table = pd.DataFrame({"key": [i.key for i in items], "axis": [i.orientation for i in items]})
     assert table.groupby("key")["axis"].nunique().max() == 1 and table.groupby("key").size().max() == 3
     assert set(table["axis"]) == set(enhancement.AXES) and set(items) < set(many)
+
+
+def test_tables_for_figures():
+    table = results([(k, k, 1.0, k % 2, 1) for k in range(4)]).assign(p_before=0.3)
+    none = enhancement.score(enhancement.untouched(table)).iloc[0]
+    assert (none["condition"], none["alpha"], none["net"]) == ("none", 0.0, 0.0)
+    assert none["strict_accuracy"] == none["paper_accuracy"] == 0.5
+    tall = enhancement.tall(enhancement.score(table), ["strict_accuracy", "net"])
+    assert tall["measure"].tolist() == ["strict_accuracy", "net"] and tall["value"].tolist() == [1.0, 0.5]
+    assert (tall["low"] <= tall["value"]).all() and (tall["value"] <= tall["high"]).all()

@@ -164,6 +164,15 @@ def test_shares_need_both_exchanges():
     assert experiments.shares(table, ["region"])["region"].tolist() == ["strip"]
 
 
+def blind_encoder(model):
+    """The model, its encoder without positions and without attention between patches."""
+    with torch.no_grad():
+        for key, weight in model.model.named_parameters():
+            if "vision" in key and ("position_embedding" in key or "self_attn.out_proj" in key):
+                weight.zero_()
+    return model
+
+
 def moved_by(study, moves, slots):
     table = experiments.exchanged(study, ("object", "strip"), ("object", "strip"), slots=slots)
     out = experiments.moved(table)
@@ -177,30 +186,49 @@ def test_a_backbone_blind_to_places_goes_by_the_code_alone():
 
 
 def test_an_encoder_blind_to_places_gives_no_code():
-    blind = tiny("reference")
-    with torch.no_grad():
-        for key, weight in blind.model.named_parameters():
-            if "vision" in key and ("position_embedding" in key or "self_attn.out_proj" in key):
-                weight.zero_()
+    blind = blind_encoder(tiny("reference"))
     study = experiments.study(blind, pairs.mirrored_pairs("squares", blind.grid, n=1))
     assert moved_by(study, "code", [0]).max() < 1e-5 < 1e-3 < moved_by(study, "entity", [0]).max()
     assert moved_by(study, "code", [1]).max() > 1e-3, "from slot 1 on the stream holds what the backbone wrote, too"
 
 
+@pytest.mark.parametrize(("blinded", "share"), [("backbone", 1), ("encoder", 0)])
+def test_shares_of_the_reference_model_with_one_part_blinded(blinded, share):
+    """Blind to places in one part, a trained model can have order from the other part only - and the share says so."""
+    model = vlm.load("reference")
+    if blinded == "backbone":
+        model.special = BLIND
+    else:
+        blind_encoder(model)
+    study = experiments.study(model, pairs.mirrored_pairs("squares", model.grid, n=3))
+    table = experiments.exchanged(study, ("object", "strip"), ("object", "strip"), slots=[0])
+    out = experiments.shares(table, ["region"])
+    assert (out["says"] == "divided").all() and np.allclose(out[["share", "low", "high"]], share, atol=0.05)
+
+
+RIGHT = {"vision_only": (0.97, 1.01), "backbone_only": (-0.01, 0.05)}
+
+
 @pytest.mark.parametrize(
-    ("vision", "backbone", "sentence"),
+    ("model", "region", "says", "interval", "sentence"),
     [
-        ((0.95, 1.02), (-0.01, 0.05), "right about both"),
-        ((0.85, 1.0), (-0.01, 0.05), "fails on vision_only"),
-        ((0.95, 1.0), (0.05, 0.15), "fails on backbone_only"),
-        ((np.nan, np.nan), (0.2, 0.3), "fails on vision_only and backbone_only"),
-        ((0.95, 1.0), None, "Not calibrated: backbone_only"),
+        ("vision_only", "object", "divided", (0.95, 1.02), "right about both"),
+        ("vision_only", "object", "neither", (np.nan, np.nan), "right about both"),
+        ("vision_only", "object", "both", (np.nan, np.nan), "fails on vision_only"),
+        ("vision_only", "object", "divided", (0.85, 1.0), "fails on vision_only"),
+        ("vision_only", "strip", "neither", (np.nan, np.nan), "fails on vision_only"),
+        ("backbone_only", "strip", "divided", (0.05, 0.15), "fails on backbone_only"),
+        ("backbone_only", "object", "divided", (0.2, 0.3), "fails on backbone_only"),
+        ("backbone_only", None, None, None, "Not calibrated in full: backbone_only"),
     ],
 )
-def test_the_calibration_rule(vision, backbone, sentence):
-    rows = [("reference", 0.4, 0.6), ("vision_only", 0.97, 1.0), ("vision_only", *vision)]
-    rows += [("backbone_only", *backbone)] if backbone else []
-    assert sentence in experiments.calibrated(pd.DataFrame(rows, columns=["model", "low", "high"]))
+def test_the_calibration_rule(model, region, says, interval, sentence):
+    """All rows right but the one in question; region None: the model is not there at all."""
+    known = [name for name in RIGHT if region or name != model]
+    rows = [("reference", "strip", "divided", 0.4, 0.6)]
+    rows += [(name, where, "divided", *RIGHT[name]) for name in known for where in ("object", "strip")]
+    rows += [(model, region, says, *interval)] if region else []
+    assert sentence in experiments.calibrated(pd.DataFrame(rows, columns=["model", "region", "says", "low", "high"]))
 
 
 # --- interchange ------------------------------------------------------------------------------------------------

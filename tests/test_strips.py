@@ -145,6 +145,24 @@ def test_only_a_relative_code_is_read_at_a_place_never_seen():
     assert (found["absolute"] < 0.7).all()
 
 
+def test_pictures_of_the_tested_triples_are_not_trained_on():
+    """Tokens that only say which object of which picture they show, the same wherever the line stands."""
+    places = [line("relative", *p) for p in ((1, -2), (1, 2))]
+    wide = [
+        replace(p, objects=replace(p.objects, x=torch.eye(12)[p.objects.image * 3 + p.objects.place])) for p in places
+    ]
+    assert strips.unseen_place(wide, 0, "logistic").max() <= 1 / 3 + 1e-9
+
+
+def test_lines_at_the_tested_place_are_not_trained_on():
+    """Tokens that say the place in the line in a way of their own wherever the line stands."""
+    places = [line("relative", *p) for p in ((1, -2), (1, 2))]
+    own = [
+        replace(p, objects=replace(p.objects, x=torch.eye(6)[3 * k + p.objects.place])) for k, p in enumerate(places)
+    ]
+    assert strips.unseen_place(own, 0, "logistic").max() <= 1 / 3 + 1e-9
+
+
 # --- order removed from some tokens, exchanges of some tokens -----------------------------------------------------
 
 

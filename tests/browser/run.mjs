@@ -88,15 +88,25 @@ function look() {
   return { prompts, errors, pictures: pictures.length };
 }
 
+// Run > Run All Cells; asked before the kernel is connected, JupyterLab does nothing, and so it is asked again.
+async function runAll(page) {
+  for (let tries = 0; tries < 10; tries++) {
+    await page.getByRole("menuitem", { name: "Run", exact: true }).click();
+    await page.locator('.lm-Menu [data-command="runmenu:run-all"]').click({ delay: 100 });
+    for (let seconds = 0; seconds < 10; seconds++, await pause(1))
+      if ((await page.evaluate(look)).prompts.some((prompt) => prompt !== "[ ]:")) return;
+  }
+  throw new Error("no cell starts to run");
+}
+
 async function runNotebook(context, { address, token }, file, shots) {
   const page = await context.newPage();
   const started = Date.now();
   try {
     await page.goto(`${address}/lab/tree/${path.basename(file)}?reset&token=${token}`);
     await page.locator(".jp-Notebook .jp-CodeCell").first().waitFor({ timeout: 120_000 });
-    await page.locator('.jp-NotebookPanel .jp-Toolbar-kernelStatus, .jp-Notebook-ExecutionIndicator').first().waitFor();
-    await page.getByRole("menuitem", { name: "Run", exact: true }).click();
-    await page.locator('[data-command="runmenu:run-all"]').click();
+    await page.getByText(/^Python 3.*\| Idle$/).first().waitFor({ timeout: 120_000 });
+    await runAll(page);
     let seen;
     do {
       await pause(1);
@@ -172,6 +182,12 @@ fs.mkdirSync(shots, { recursive: true });
 fs.cpSync(notebooks, path.join(work, "notebooks"), { recursive: true });
 let context, served, failed = 0;
 
+const stopLab = () => { // the server and its kernels are one group of processes
+  if (served?.lab.exitCode === null) try { process.kill(-served.lab.pid, "SIGTERM"); } catch { /* gone already */ }
+};
+process.on("exit", stopLab);
+for (const signal of ["SIGINT", "SIGTERM"]) process.on(signal, () => process.exit(130));
+
 async function check(name, what) {
   try {
     console.log(`ok      ${name}: ${await what()}`);
@@ -202,7 +218,7 @@ try {
   console.log(`FAILED  ${error.message}`);
 } finally {
   await context?.close();
-  if (served?.lab.exitCode === null) process.kill(-served.lab.pid, "SIGTERM"); // the server and its kernels
+  stopLab();
   await pause(1);
   fs.rmSync(work, { recursive: true, force: true, maxRetries: 5 });
 }
