@@ -134,6 +134,7 @@ async function runNotebook(context, { address, token }, file, shots) {
 async function tall(page, file) {
   const height = await page.evaluate(() => document.querySelector(".jp-WindowedPanel-outer")?.scrollHeight ?? 1000);
   await page.setViewportSize({ width: 1400, height: Math.min(15000, height + 200) });
+  await page.evaluate(() => document.querySelector(".jp-WindowedPanel-outer")?.scrollTo(0, 0)); // Run All went to the end
   await pause(1);
   await page.screenshot({ path: file });
 }
