@@ -255,11 +255,15 @@ def installed_commit() -> str | None:
     return fetched.get("vcs_info", {}).get("commit_id")
 
 
+# modules that run, check or show notebooks: no number depends on them
+AROUND = ("run", "notebooks", "kernel", "published", "readme", "colab")
+
+
 @cache
 def lib_digest() -> str:
-    """One digest of the source that results depend on, names included: all of lib/ but the training code, whose
-    product, the weights, has a digest of its own."""
-    return files_digest({str(p.relative_to(LIB)): p for p in LIB.glob("*.py")})
+    """One digest of the source that results depend on, names included: lib/ without AROUND and without the training
+    code, whose product, the weights, has a digest of its own."""
+    return files_digest({p.name: p for p in LIB.glob("*.py") if p.stem not in AROUND})
 
 
 def files_digest(files: dict[str, Path]) -> str:

@@ -1,34 +1,33 @@
-"""data/README.md lists every file of data/ with its right checksum, and every photograph that is used."""
+"""README.md and data/README.md agree with the files they tell of."""
 
 import re
 
 import pytest
 
-from lib import checksums, scenes
+from lib import paths, readme, scenes
 from lib.errors import UserError
 
 
-def test_every_file_is_listed_with_its_checksum():
-    listed = checksums.README.read_text().split(checksums.START)[1].split(checksums.END)[0]
-    assert listed == checksums.table(), "run `python -m lib.checksums`"
-    assert all(f"| objects/{name}.png |" in listed for name in scenes.OBJECT_NAMES)
+@pytest.mark.parametrize("path, name", readme.PARTS, ids=lambda x: getattr(x, "name", x))
+def test_what_is_made_from_files_is_up_to_date(path, name):
+    text = path.read_text("utf-8")
+    assert readme.renewed(text, name, readme.PARTS[path, name]()) == text, "run `python -m lib.readme`"
+
+
+def test_every_object_is_listed():
+    assert all(f"| objects/{name}.png |" in readme.checksums() for name in scenes.OBJECT_NAMES)
 
 
 def test_every_photograph_has_a_licence():
-    text = checksums.README.read_text()
+    text = (paths.DATA / "README.md").read_text()
     rows = dict(re.findall(r"(?m)^\| (?:\*held out:\* )?(\w+) \|.*\| ([^|]+) \|$", text))
     assert all(rows[name] for name in scenes.PHOTOGRAPHS)
     held_out = set(re.findall(r"\*held out:\* (\w+)", text))
     assert held_out == set(scenes.HELD_OUT_PHOTOGRAPHS)
 
 
-def test_writing_the_table_again_changes_nothing(tmp_path, monkeypatch):
-    before = checksums.README.read_bytes()
-    copy = tmp_path / "README.md"
-    copy.write_bytes(before)
-    monkeypatch.setattr(checksums, "README", copy)
-    checksums.main()
-    assert copy.read_bytes() == before
-    copy.write_text("without a table")
-    with pytest.raises(UserError, match="has lost the lines"):
-        checksums.main()
+def test_a_part_is_replaced_and_a_lost_mark_is_told():
+    text = "a\n<!-- x -->\nold\n<!-- end of x -->\nb\n"
+    assert readme.renewed(text, "x", "new\n") == text.replace("old", "new")
+    with pytest.raises(UserError, match="must stand once"):
+        readme.renewed("nothing here", "x", "new\n")

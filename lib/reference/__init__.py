@@ -1,1 +1,1 @@
-"""The embedded reference models: how they are made, trained and described (DESIGN.md, reference models)."""
+"""The embedded reference models: how they are made, trained and described."""

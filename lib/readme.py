@@ -1,0 +1,67 @@
+"""The parts of README.md and data/README.md that are made from files: `python -m lib.readme` writes them anew.
+
+Tests compare them with the files. A part stands between the lines <!-- name --> and <!-- end of name -->.
+"""
+
+from lib import ledger, published
+from lib.errors import UserError, cli
+from lib.paths import DATA, ROOT, file_digest, show, write_bytes
+
+# the models of the claims table, the default first
+MODELS = ("reference", "joint")
+
+
+def checksums() -> str:
+    """One line per file of data/, hidden files and the README itself left out."""
+    files = sorted(path.relative_to(DATA).as_posix() for path in DATA.rglob("*") if path.is_file())
+    listed = [f for f in files if f != "README.md" and not any(part.startswith(".") for part in f.split("/"))]
+    lines = [f"| {f} | {(DATA / f).stat().st_size} | `{file_digest(DATA / f)}` |" for f in listed]
+    return "\n".join(["| file | bytes | SHA-256 |", "|---|---|---|", *lines]) + "\n"
+
+
+def claims() -> str:
+    """The published ledgers in short: one line per metric, the settings of each model side by side."""
+    rows = {name: ledger.load(name) for name in MODELS if name in published.models()}
+    lines = [
+        f"| claim | measured | paper | {' | '.join(f'`{name}`' for name in rows)} |",
+        "|---|---|---|" + "---|" * len(rows),
+    ]
+    for metric, measure in ledger.MEASURES.items():
+        cells = [in_short([row for row in own if row["metric"] == metric]) for own in rows.values()]
+        if any(cells):
+            says = f"{measure.says} (above {measure.threshold:g})"
+            lines.append(f"| {measure.claim} | {says} | {measure.paper} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def in_short(rows: list[dict]) -> str:
+    """Values and intervals by setting, the verdict once where all settings agree."""
+    verdicts = {row["verdict"] for row in rows}
+    parts = []
+    for row in rows:
+        own = "" if len(verdicts) == 1 else f" {row['verdict']}"
+        parts.append(f"{row.get('setting', '')} {row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]{own}".strip())
+    return "<br>".join(parts + [f"**{verdict}**" for verdict in verdicts if len(verdicts) == 1])
+
+
+PARTS = {(DATA / "README.md", "checksums"): checksums, (ROOT / "README.md", "claims"): claims}
+
+
+def renewed(text: str, name: str, part: str) -> str:
+    """The text with a part replaced; a UserError where its marks are not there exactly once."""
+    start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->\n"
+    if text.count(start) != 1 or text.count(end) != 1:
+        raise UserError(f"the lines {start.strip()} and {end.strip()} must stand once each: put them back")
+    before, rest = text.split(start)
+    return before + start + part + end + rest.split(end)[1]
+
+
+def main() -> None:
+    for (path, name), make in PARTS.items():
+        write_bytes(path, renewed(path.read_text("utf-8"), name, make()).encode())
+        print(f"{show(path)}: {name}")
+
+
+if __name__ == "__main__":
+    with cli():
+        main()
