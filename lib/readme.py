@@ -6,6 +6,7 @@ Tests compare them with the files. A part stands between the lines <!-- name -->
 from lib import ledger, published
 from lib.errors import UserError, cli
 from lib.paths import DATA, ROOT, file_digest, show, write_bytes
+from lib.questions import SETTINGS
 
 # the models of the claims table, the default first
 MODELS = ("reference", "joint")
@@ -38,9 +39,12 @@ def in_short(rows: list[dict]) -> str:
     """Values and intervals by setting, the verdict once where all settings agree."""
     verdicts = {row["verdict"] for row in rows}
     parts = []
-    for row in rows:
+    for row in sorted(
+        rows, key=lambda row: [*SETTINGS, ""].index(row["setting"] if row["setting"] in SETTINGS else "")
+    ):
         own = "" if len(verdicts) == 1 else f" {row['verdict']}"
-        parts.append(f"{row.get('setting', '')} {row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}]{own}".strip())
+        value, low, high = (f"{round(row[key], 2) + 0.0:.2f}" for key in ("value", "low", "high"))  # never -0.00
+        parts.append(f"{row['setting']} {value} [{low}, {high}]{own}")
     return "<br>".join(parts + [f"**{verdict}**" for verdict in verdicts if len(verdicts) == 1])
 
 
