@@ -52,6 +52,9 @@ ROLES = {
     "shuffled": Look(GREY, "-.", "+"),
     "control": Look(GREY, "--", "x"),
     "held_out": Look(BLUE, "-", "o"),
+    # what enhancement does to answers
+    "repaired": Look(BLUE, "-", "^"),
+    "broken": Look(VERMILLION, "--", "v"),
     # where order comes from
     "encoder": Look(BLUE, "-", "o"),
     "backbone": Look(ORANGE, "--", "s"),

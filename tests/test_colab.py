@@ -42,7 +42,7 @@ HAS = {  # what the machine comes with: some of it older than this project asks 
     "transformers": ("4.50.0", ["numpy>=1.17"]),
     **{name: ("99", []) for name in (
         "accelerate tokenizers safetensors huggingface_hub pandas scipy scikit-learn scikit-image pillow matplotlib "
-        "seaborn tabulate tqdm filelock packaging".split())},
+        "seaborn tabulate tqdm filelock packaging jinja2".split())},
 }  # fmt: skip
 OFFERED = {  # what pip finds; newest torch and numpy are there to tempt it
     "torch": ("9.9", []),

@@ -50,6 +50,7 @@ def test_roles_drawn_together_differ_in_line_and_marker():
         ["left", "right", "above", "below"],
         ["reference", "joint", "vision_only", "backbone_only"],
         ["encoder", "backbone"],
+        ["repaired", "broken"],
     ):
         looks = [figures.ROLES[role] for role in together]
         for field in ("line", "marker"):
