@@ -29,7 +29,7 @@ run: $(READY)
 	@$(BIN)/python -m lib.run $(if $(MODEL),--model '$(MODEL)') $(if $(NOTEBOOKS),--notebooks '$(NOTEBOOKS)') $(ARGS)
 
 test: $(READY)
-	@echo "Running the tests (two to three minutes on two CPU cores)."
+	@echo "Running the tests (about twelve minutes on two CPU cores, the notebooks run once more)."
 	@$(BIN)/python -m pytest $(ARGS)
 
 lab: $(READY)
