@@ -1,5 +1,6 @@
 # make run     execute the notebooks headlessly into outputs/   (MODEL=reference NOTEBOOKS=01,03 ARGS=--fresh)
 # make test    the tests                                        (ARGS="-k scenes")
+# make seeds   the notebooks on every shipped training seed of reference and joint; collects the claims in outputs/seeds/
 # make lab     JupyterLab on the notebooks
 # make site    the HTML edition of outputs/ in site/: notebooks, figures, claims, an index
 # make test-browser   the notebooks in JupyterLab and the HTML edition in headless Chromium (needs Node.js 20 and Chromium;
@@ -19,7 +20,7 @@ READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 comma := ,
 
-.PHONY: help run test lab site test-browser lint clean
+.PHONY: help run test seeds lab site test-browser lint clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed '/^$$/,$$d'
@@ -31,6 +32,10 @@ run: $(READY)
 test: $(READY)
 	@echo "Running the tests (about twelve minutes on two CPU cores, the notebooks run once more)."
 	@$(BIN)/python -m pytest $(ARGS)
+
+seeds: $(READY)
+	@echo "Running the notebooks on the other training seeds into seeds/ (about twenty minutes on two CPU cores)."
+	@$(BIN)/python -m lib.seeds $(ARGS)
 
 lab: $(READY)
 	@echo "Opening JupyterLab on notebooks/; Ctrl-C stops it."

@@ -1,7 +1,7 @@
 """What the language backbone does with order (floor 3: no files, no plots): peaks of a sweep, probes over slots,
 object interchange under the ordering ablation, and what the last token reads.
 
-Probes are trained on `Lines`: all six orders of some sets of three entities, so that no entity is tied to a place.
+Probes are trained on `lines`: all six orders of some sets of three entities, so that no entity is tied to a place.
 Sets are split whole between training and testing. With order removed from the embeddings a probe at slot 0 can then
 be right in exactly 1/3 (place) or 1/2 (relation) of the cases, whatever it learned.
 """
@@ -19,15 +19,15 @@ from jaxtyping import Float, Int
 
 from lib import probes, stats
 from lib.errors import UserError
-from lib.experiments import Study, swing
-from lib.interventions import BASELINE, Interchange, ordering_ablation, swap
+from lib.experiments import Study, moved, regions
+from lib.interventions import BASELINE, Interchange, Run, ordering_ablation, tokens_at
+from lib.lines import Lines
 from lib.pairs import Pair
 from lib.questions import neighbour_question, split
 from lib.scenes import Grid, entities, line_scene
-from lib.tokens import background, exchange, object_tokens, random_background
-from lib.vlm import VLM, ImageTokens, pick
+from lib.tokens import background, object_tokens, random_background
+from lib.vlm import VLM
 
-ORIENTATIONS = ("horizontal", "vertical")
 RELATION_FORMS = ("difference", "concatenation")
 
 # --- identities -----------------------------------------------------------------------------------------------
@@ -120,14 +120,7 @@ def peaks(table: pd.DataFrame, seed: int = 0) -> dict[str, stats.Estimate]:
         "attribute_from": lambda order, attribute: stays_above(attribute.mean(0)),
         "order_before_attribute": lambda order, attribute: stays_above(attribute.mean(0)) - order.mean(0).argmax(),
     }
-    return {name: estimate(statistic, *both, seed=seed) for name, statistic in found.items()}
-
-
-def estimate(statistic, *arrays, seed: int = 0) -> stats.Estimate:
-    """`stats.bootstrap`, with NaN for a statistic that is nowhere a number."""
-    if not np.isfinite(statistic(*arrays)):
-        return stats.Estimate(np.nan, np.nan, np.nan, len(arrays[0]))
-    return stats.bootstrap(statistic, *arrays, seed=seed)
+    return {name: stats.bootstrap(statistic, *both, seed=seed) for name, statistic in found.items()}
 
 
 def backup_peak(table: pd.DataFrame, edit: str = "object", seed: int = 0) -> stats.Estimate:
@@ -136,90 +129,42 @@ def backup_peak(table: pd.DataFrame, edit: str = "object", seed: int = 0) -> sta
     The effect is that of `experiments.effects`: a ratio of means over pairs, clean run 0, counterfactual run 1. Never
     below 0, because slot 0 is among the slots. NaN where the two baselines do not differ.
     """
-    swings = swing(table)
-    patched = curves(swings, "swing", edit=edit)
-    clean, other = (swings[swings["run"] == run].sort_values("pair")["swing"] for run in ("clean", "counterfactual"))
-    moved, between = patched - clean.to_numpy()[:, None], (other.to_numpy() - clean.to_numpy())
+    cells = moved(table)
+    changes, between = (curves(cells, value, edit=edit) for value in ("moved", "between"))
 
-    def largest(moved, between):
-        below = between.mean()
-        effect = moved.mean(0) / below if abs(below) > 1e-6 else np.full(moved.shape[1], np.nan)
+    def largest(changes, between):
+        below = between[:, 0].mean()  # the same at every slot
+        effect = changes.mean(0) / below if abs(below) > 1e-6 else np.full(changes.shape[1], np.nan)
         return effect.max() - effect[0]
 
-    return estimate(largest, moved, between, seed=seed)
+    return stats.bootstrap(largest, changes, between, seed=seed)
 
 
 # --- lines: every order of some sets of entities --------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Lines:
-    """Scenes of three entities in a row or column: all six orders of each set of three.
-
-    images: image tokens [image, N*N, d]. entities: number of the entity [image, place]. sets: number of the set of
-    three [image].
-    """
-
-    vlm: VLM
-    setting: str
-    orientation: str
-    images: ImageTokens
-    entities: Int[np.ndarray, "image place"]
-    sets: Int[np.ndarray, " image"]
-    ablated: bool = False
-
-    @property
-    def places(self) -> Int[np.ndarray, "place token"]:
-        return np.stack([object_tokens(self.vlm.grid, self.orientation, slot) for slot in range(3)])
-
-    @property
-    def objects(self) -> probes.Objects:
-        """The objects' tokens straight after the projector."""
-        return probes.Objects.of(self.images, self.places, self.entities)
-
-
 def lines(vlm: VLM, setting: str, orientation: str, sets: int = 20, seed: int = 0) -> Lines:
-    """Lines of randomly chosen sets of three entities, encoded (20 sets: 120 images, as in PROTOCOL.md 3)."""
-    known = entities(setting, vlm.grid)
-    every = list(combinations(range(len(known)), 3))
+    """All six orders of randomly chosen sets of three entities (20 sets: 120 images, as in PROTOCOL.md 3)."""
+    every = list(combinations(entities(setting, vlm.grid), 3))
     chosen = np.sort(np.random.default_rng(seed).permutation(len(every))[:sets])
-    members = [(order, number) for number, k in enumerate(chosen) for order in permutations(every[k])]
-    order, number = (np.array(column) for column in zip(*members, strict=True))
-    scenes = [line_scene([known[k] for k in row], vlm.grid, orientation) for row in order]
-    images = vlm.encode([scene.image(vlm.grid.canvas) for scene in scenes])
-    return Lines(vlm, setting, orientation, images, order, number)
+    return Lines.of(vlm, setting, [order for k in chosen for order in permutations(every[k])], orientation)
 
 
-def without_order(scenes: Lines) -> Lines:
+def without_order(vlm: VLM, pictures: Lines) -> Lines:
     """The same lines after the ordering ablation of PROTOCOL.md 5."""
-    vlm, middle = scenes.vlm, scenes.places[1]
-    single = [(None, entity, None) for entity in entities(scenes.setting, vlm.grid)] + [(None, None, None)]
-    pictures = [line_scene(line, vlm.grid, scenes.orientation).image(vlm.grid.canvas) for line in single]
-    *alone, empty = vlm.encode(pictures)
-    images = ordering_ablation(torch.stack(alone), empty, scenes.entities, scenes.places, middle)
-    return replace(scenes, images=images, ablated=True)
+    single = [(None, entity, None) for entity in entities(pictures.setting, vlm.grid)] + [(None, None, None)]
+    alone = Lines.of(vlm, pictures.setting, single, pictures.orientation).images
+    places = pictures.places
+    return replace(pictures, images=ordering_ablation(alone[:-1], alone[-1], pictures.entities, places, places[1]))
 
 
-def object_states(scenes: Lines, slots: Iterable[int] | None = None) -> dict[int, probes.Objects]:
-    """The residual stream of the objects' tokens at slots 0..L-1 (at slot L nobody reads image tokens any more).
-
-    The picture stands before the question, and its tokens attend to nothing behind it: to earlier tokens only, or, in
-    families with attention in both directions within a picture, to the picture's own. So their states belong to the
-    picture, and any question serves to obtain them.
-    """
-    vlm, count = scenes.vlm, len(scenes.images)
-    slots = list(range(len(vlm.layers)) if slots is None else slots)
-    question = neighbour_question(scenes.setting, "left", entities(scenes.setting, vlm.grid)[0])
-    wanted = torch.as_tensor(scenes.places.ravel())
-
-    def work(frame, pictures, groups):
-        context = vlm.contexts(frame, pick(scenes.images, pictures), capture=slots, at=slice(frame.first, None))
-        yield {slot: context.hidden[slot][:, (frame.image - frame.first)[wanted]] for slot in slots}
-
-    parts = list(vlm.each(vlm.tokens([question] * count), np.arange(count), work))
-    local = np.arange(scenes.places.size).reshape(scenes.places.shape)
-    states = {slot: torch.cat([part[slot] for part in parts]) for slot in slots}
-    return {slot: probes.Objects.of(state, local, scenes.entities) for slot, state in states.items()}
+def object_states(vlm: VLM, pictures: Lines, slots: Iterable[int] | None = None) -> dict[int, probes.Objects]:
+    """The residual stream of the objects' tokens at slots 0..L-1; see `tokens_at`."""
+    question = neighbour_question(pictures.setting, "left", entities(pictures.setting, vlm.grid)[0])
+    run = Run.of(vlm, [question] * len(pictures.images), pictures.images)
+    states = tokens_at(vlm, run, slots, pictures.places.ravel())
+    local = np.arange(pictures.places.size).reshape(pictures.places.shape)
+    return {slot: probes.Objects.of(state, local, pictures.entities) for slot, state in states.items()}
 
 
 # --- probes ---------------------------------------------------------------------------------------------------
@@ -357,24 +302,10 @@ def luck(study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def right_on_both(study: Study) -> Study | None:
-    """The pairs with both runs right, None when there are none."""
-    kept = study.right.all(axis=1).to_numpy()
-    return study.rows(kept) if kept.any() else None
-
-
-def exchanges(study: Study, regions: Sequence[str] = ("object", "strip")) -> dict[str, Interchange]:
-    """The interchanges of PROTOCOL.md 4 for pairs of mixed orientation, and `places`, their mirror image.
-
-    A region takes the counterfactual's other region, which holds the same entity: its order code moves, the entity
-    stays. `places` exchanges the two objects' tokens *within* the clean run: entities move, codes stay with the tokens.
-    """
-    grid, out = study.vlm.grid, {}
-    for region in (*regions, "places"):
-        sets = [exchange(grid, p.orientation, "object" if region == "places" else region) for p in study.pairs]
-        first, second = (np.stack(side) for side in zip(*sets, strict=True))
-        out[region] = swap(first, second, own=region == "places")
-    return out
+def exchanges(study: Study) -> dict[str, Interchange]:
+    """Objects and strips exchanged as in PROTOCOL.md 4: order codes move, entities stay; and `places`, their mirror
+    image: the two objects' tokens change places *within* the clean run, entities move, codes stay with the tokens."""
+    return regions(study, ["object", "strip"]) | {"places": regions(study, ["object"], own=True)["object"]}
 
 
 def interchange_identities(table: pd.DataFrame) -> dict[str, float]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import permutations
 
 import numpy as np
 import pandas as pd
@@ -25,11 +26,10 @@ from lib import probes, stats
 from lib.errors import UserError
 from lib.interventions import Run, along, amplification_sweep, amplify
 from lib.questions import Item, SideItem
-from lib.scenes import Grid, Scene
+from lib.scenes import ORIENTATIONS, Grid, Scene
 from lib.tokens import box_tokens, object_tokens, strip_tokens
-from lib.vlm import VLM, ImageTokens, hooks, pick
+from lib.vlm import VLM, ImageTokens, hooks
 
-AXES = ("horizontal", "vertical")
 Directions = dict[str, Float[Tensor, "direction hidden"]]  # for each axis
 FIRST = ("left", "above")  # the relations of what comes first along its axis
 
@@ -95,7 +95,7 @@ def ask(vlm: VLM, items: Sequence[Item | SideItem], form: str = "reference_point
 def one_axis_each(items: Sequence[SideItem], most: int = 4) -> list[SideItem]:
     """At most `most` items of every picture, along one axis, axes taking turns: its amplified picture serves all."""
     out: dict[str, list[SideItem]] = {item.key: [] for item in items}
-    turn = {key: AXES[k % 2] for k, key in enumerate(out)}
+    turn = {key: ORIENTATIONS[k % 2] for k, key in enumerate(out)}
     for item in items:
         if item.orientation == turn[item.key] and len(out[item.key]) < most:
             out[item.key].append(item)
@@ -128,7 +128,7 @@ def ends(item: Item | SideItem, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
 
 
 def object_means(asked: Asked, tokens: ImageTokens | None = None) -> Float[Tensor, "item end hidden"]:
-    """Mean embedding of the first and the last object of every item; tokens: of run.images at another slot."""
+    """Mean embedding of the first and the last object of every item; tokens: those at another slot (`tokens_at`)."""
     tokens = asked.run.images if tokens is None else tokens
     grid = asked.vlm.grid
     return torch.stack(
@@ -151,7 +151,7 @@ def order_directions(
     shuffled: labels dealt anew among the objects, a control. An axis without items has no directions.
     """
     means, axis, out = object_means(asked, tokens), asked.axis, {}
-    for name in AXES:
+    for name in ORIENTATIONS:
         x = means[torch.as_tensor(axis == name)].flatten(0, 1)
         if len(x):
             labels = np.tile([0, 1], len(x) // 2)
@@ -173,12 +173,12 @@ def random_directions(like: Directions, seed: int = 0) -> Directions:
 def both_axes(directions: Directions) -> Directions:
     """All directions, whatever axis is asked about."""
     every = torch.cat(list(directions.values()))
-    return {name: every for name in AXES}
+    return {name: every for name in ORIENTATIONS}
 
 
 def other_axis(directions: Directions) -> Directions:
     """The directions of the axis that is not asked about."""
-    return {name: directions[other] for name, other in zip(AXES, AXES[::-1], strict=True) if other in directions}
+    return {name: directions[other] for name, other in permutations(ORIENTATIONS) if other in directions}
 
 
 # --- changes ------------------------------------------------------------------------------------------------
@@ -387,24 +387,6 @@ def per_item(results: pd.DataFrame) -> pd.DataFrame:
     """An upper bound that nobody can reach: every item at the best alpha for itself, known from its answer."""
     best = results.sort_values(["after", "p_after"], ascending=False, kind="stable")
     return best.drop_duplicates(["condition", "item"]).sort_values(["condition", "item"])
-
-
-# --- another slot -------------------------------------------------------------------------------------------
-
-
-def tokens_at(asked: Asked, slot: int) -> ImageTokens:
-    """Image tokens of run.images in the residual stream at a slot, before any question: [image, token, d]."""
-    out = {}
-
-    def work(frame, pictures, groups):
-        at = slice(frame.first, frame.split)
-        hidden = asked.vlm.contexts(frame, pick(asked.run.images, pictures), capture=[slot], at=at).hidden[slot]
-        yield pictures, hidden[:, frame.image - frame.first]
-
-    for pictures, hidden in asked.vlm.each(asked.run.prompt, asked.run.index, work, cost=3.0):
-        out |= dict(zip(pictures.tolist(), hidden, strict=True))
-    blank = torch.full_like(next(iter(out.values())), torch.nan)  # pictures that no row asks about
-    return torch.stack([out.get(k, blank) for k in range(len(asked.run.images))])
 
 
 # --- for your own generate call -----------------------------------------------------------------------------

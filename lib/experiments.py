@@ -79,9 +79,14 @@ class Study:
                 out[name][rows] = (self.ids[rows, role] == top[:, None]).any(1).numpy()
         return pd.DataFrame(out)
 
+    @property
+    def both_right(self) -> np.ndarray:
+        """Whether both runs of each pair are right (PROTOCOL.md 2 and 6), a mask [pair]."""
+        return self.right.all(axis=1).to_numpy()
+
     def kept(self) -> Study:
-        """The pairs on which the model is right in both runs (PROTOCOL.md 2 and 6)."""
-        return self.rows(self.right.all(axis=1).to_numpy())
+        """The pairs with both runs right; a UserError when there is none."""
+        return self.rows(self.both_right)
 
 
 def study(vlm: VLM, pairs: Sequence[Pair], progress: bool = False) -> Study:
@@ -242,7 +247,7 @@ def effects(table: pd.DataFrame, by: Sequence[str], seed: int = 0) -> pd.DataFra
     """
     rows = []
     for key, cell in moved(table).groupby(list(by), sort=True):
-        found = ratio(cell["moved"], cell["between"], units=cell["pair"], seed=seed)
+        found = stats.ratio(cell["moved"], cell["between"], units=cell["pair"], seed=seed)
         rows.append((*key, found.n, found.value, found.low, found.high))
     return pd.DataFrame(rows, columns=[*by, "n", "effect", "low", "high"])
 
@@ -251,14 +256,7 @@ def contrast(table: pd.DataFrame, first: str, second: str, slot: int = 0, seed: 
     """Effect of exchanging region `first` minus that of `second`, over the same pairs at one slot (code moves)."""
     cells = moved(table).query("slot == @slot and moves == 'code'").set_index(["region", "pair"])
     one, two = cells.loc[first], cells.loc[second]
-    return ratio(one["moved"] - two["moved"].reindex(one.index), one["between"], units=one.index, seed=seed)
-
-
-def ratio(above, below, units=None, seed: int = 0) -> stats.Estimate:
-    """Ratio of two means over the same units, with its bootstrap interval; NaN where the lower mean is 0."""
-    if abs(np.mean(below)) <= 1e-6:
-        return stats.Estimate(np.nan, np.nan, np.nan, len(np.unique(units)) if units is not None else len(above))
-    return stats.ratio(above, below, units=units, seed=seed)
+    return stats.ratio(one["moved"] - two["moved"].reindex(one.index), one["between"], units=one.index, seed=seed)
 
 
 def interchange_rows(table: pd.DataFrame, stage: str, ablated: bool = False, seed: int = 0) -> pd.DataFrame:
@@ -300,7 +298,7 @@ def order_kept(intact: pd.DataFrame, without: pd.DataFrame, seed: int = 0) -> di
     order_lost: the share of it that is gone; order_left: what is left of it.
     """
     before, after = (table.groupby("pair")["order"].mean() for table in (intact, without))
-    lost = ratio(before - after, before, seed=seed)
+    lost = stats.ratio(before - after, before, seed=seed)
     return {"order_lost": lost, "order_left": stats.mean(after, seed=seed)}
 
 
@@ -338,11 +336,11 @@ def shares(table: pd.DataFrame, by: Sequence[str] = ("region", "slot"), seed: in
         if wide.empty:  # exchanged in one way only
             continue
         between = cell.drop_duplicates("pair").set_index("pair")["between"].reindex(wide.index)
-        code, entity = (ratio(wide[move], between, seed=seed) for move in MOVES)
+        code, entity = (stats.ratio(wide[move], between, seed=seed) for move in MOVES)
         says = conflict(code.value, entity.value)
         share = stats.Estimate(np.nan, np.nan, np.nan, len(wide))
         if says == "divided":
-            share = ratio(wide["code"], wide["code"] + wide["entity"], seed=seed)
+            share = stats.ratio(wide["code"], wide["code"] + wide["entity"], seed=seed)
         effect = (x for each in (code, entity) for x in (each.value, each.low, each.high))
         rows.append((*key, len(wide), *effect, says, share.value, share.low, share.high))
     numbers = [f"{move}{end}" for move in MOVES for end in ("", "_low", "_high")]

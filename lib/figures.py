@@ -209,9 +209,10 @@ def table(df: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
     return out
 
 
-def save(fig, id: str, data: pd.DataFrame, model: str = "reference", seed: int = 0, **parameters) -> None:
+def save(fig, id: str, data: pd.DataFrame, model: str = "reference", seed: int = 0, folder=None, **parameters) -> None:
     """Write outputs/<model>/figures/<id>.png, .pdf and, with provenance, the figure's numbers as <id>.csv.
 
+    folder: another place, for figures about several models.
     Equal figures give equal bytes: no time stamps inside. The CSV comes last: where it is, the others are.
     Returns nothing, so that a cell ending in it shows the figure only.
     """
@@ -219,7 +220,7 @@ def save(fig, id: str, data: pd.DataFrame, model: str = "reference", seed: int =
         raise ValueError(f"figure id {id!r}: small letters, digits, - and _ only")
     if data.empty:
         raise ValueError(f"figure {id!r} has no data to save")
-    folder = paths.outputs(model) / "figures"
+    folder = paths.outputs(model) / "figures" if folder is None else folder
     about = f"model {paths.model_name(model)}; numbers and provenance in {id}.csv"
     metadata = {
         "png": {"Title": id, "Description": about},

@@ -79,6 +79,12 @@ class Table:
             out["first"] = (ids == top[:, None, None]).any(-1).numpy().ravel()
         return pd.DataFrame(out)
 
+    def parts(self, pairs, last: Sequence[Float[Tensor, "pair hidden"]], **columns) -> pd.DataFrame:
+        """Rows for several runs of the same pairs at once, run after run; columns hold one value per run."""
+        last = torch.cat(list(last))
+        many = {key: np.repeat(np.array(value), len(pairs)) for key, value in columns.items()}
+        return self.part(np.tile(pairs, len(last) // len(pairs)), last, **many)
+
     def finish(self, parts: list[pd.DataFrame], done: pd.DataFrame | None) -> pd.DataFrame:
         """All parts in a fixed order."""
         parts = ([done] if done is not None and len(done) else []) + parts
@@ -129,7 +135,7 @@ def last_token_states(
     memory: Memory | None = None,
 ) -> Float[Tensor, "pair slot hidden"]:
     """The last token's residual stream at slots for every row of a run; what `memory` has is used."""
-    slots, memory = _slots(slots, vlm.slots), memory or Memory(vlm, run.images, room=0)
+    slots, memory = _slots(slots, vlm.slots), memory or Memory(vlm, run.images)
     out: list = [None] * len(run)
 
     def work(frame, pictures, groups):
@@ -166,8 +172,9 @@ def last_token_sweep(
         return table.finish([], done)
     clean, counterfactual = clean.rows(todo), counterfactual.rows(todo)
     wanted = sorted({*slots, len(vlm.layers)})
-    memory = Memory(vlm, clean.images)
-    shared = memory if counterfactual.images is clean.images else None
+    same = counterfactual.images is clean.images
+    memory = Memory(vlm, clean.images, np.intersect1d(clean.index, counterfactual.index) if same else ())
+    shared = memory if same else None
     states = last_token_states(vlm, counterfactual, wanted, progress, shared)
 
     def work(frame, pictures, groups):
@@ -178,15 +185,40 @@ def last_token_sweep(
             entering = {slot: states[rows, i].to(run.last.device) for i, slot in enumerate(wanted) if slot in slots}
             patched = vlm.run_last(group.plan, entering, run.keys.first(group.plan.length - 1))
             other = states[rows, -1].to(run.last.device)
-            parts = [
-                table.part(todo[rows], run.last, run="clean", slot=BASELINE),
-                table.part(todo[rows], other, run="counterfactual", slot=BASELINE),
-            ]
-            parts += [table.part(todo[rows], last, run="patched", slot=slot) for slot, last in patched.items()]
-            yield pd.concat(parts, ignore_index=True)
+            yield table.parts(
+                todo[rows],
+                [run.last, other, *patched.values()],
+                run=["clean", "counterfactual", *["patched"] * len(patched)],
+                slot=[BASELINE, BASELINE, *patched],
+            )
 
     results = vlm.each(clean.prompt, clean.index, work, progress, cost=3.0)
     return _collect(table, results, done, save)
+
+
+# --- image tokens --------------------------------------------------------------------------------------------
+
+
+def tokens_at(
+    vlm: VLM, run: Run, slots: Iterable[int] | None = None, chosen=slice(None)
+) -> dict[int, Float[Tensor, "image chosen hidden"]]:
+    """Image tokens of run.images in the residual stream at slots 0..L-1 (at slot L nobody reads them any more).
+
+    chosen: only these tokens. NaN for pictures that no row asks about. The picture stands before the question, and its
+    tokens attend to nothing behind it: to earlier tokens only, or, in families with attention in both directions within
+    a picture, to the picture's own. So their states belong to the picture, and any question serves to obtain them.
+    """
+    slots = _slots(slots, vlm.slots[:-1])
+    out = {slot: torch.full_like(run.images[:, chosen], torch.nan) for slot in slots}
+
+    def work(frame, pictures, groups):
+        context = vlm.contexts(frame, pick(run.images, pictures), capture=slots, at=slice(frame.first, None))
+        yield pictures, {slot: context.hidden[slot][:, (frame.image - frame.first)[chosen]] for slot in slots}
+
+    for pictures, states in vlm.each(run.prompt, run.index, work):
+        for slot, state in states.items():
+            out[slot][pictures] = state.to(out[slot])
+    return out
 
 
 # --- edits of image tokens ----------------------------------------------------------------------------------
@@ -517,14 +549,16 @@ def amplification_sweep(
                 rows = np.concatenate([job.member[inside] + at for job, at in zip(mine, offsets, strict=False)])
                 begin += len(part)
                 last = vlm.ask(frame, group, np.tile(part, len(mine)), past.rows(rows)).last
-                columns = {
-                    "run": ["patched" if job.change else "clean" for job in mine],
-                    "slot": [slot if job.change else BASELINE for job in mine],
-                    "edit": [job.name for job in mine],
-                    "alpha": [job.alpha for job in mine],
-                }
-                columns = {key: np.repeat(np.array(value), len(part)) for key, value in columns.items()}
-                parts.append(table.part(np.tile(own, len(mine)), last, **columns))
+                parts.append(
+                    table.parts(
+                        own,
+                        [last],
+                        run=["patched" if job.change else "clean" for job in mine],
+                        slot=[slot if job.change else BASELINE for job in mine],
+                        edit=[job.name for job in mine],
+                        alpha=[job.alpha for job in mine],
+                    )
+                )
         yield pd.concat(parts, ignore_index=True)
 
     cost = min(len(alphas) * len(directions) + 1, 16)

@@ -33,6 +33,21 @@ def shipped(folder: Path = MODELS) -> dict[str, Path]:
     return {config.parent.name: config.parent for config in sorted(folder.glob("*/config.json"))}
 
 
+def seeded(recipe: str, seed: int) -> str:
+    """The name of the model that a training seed of a recipe gave; seed 0 goes by the recipe's own name."""
+    return recipe if seed == 0 else f"{recipe}-seed{seed}"
+
+
+def seeds(recipe: str, folder: Path = MODELS) -> dict[int, str]:
+    """The shipped models of a recipe by their training seed."""
+    found = {}
+    for name in shipped(folder):
+        own = re.fullmatch(rf"{re.escape(recipe)}(?:-seed(\d+))?", name)
+        if own:
+            found[int(own[1] or 0)] = name
+    return dict(sorted(found.items()))
+
+
 def known_models(folder: Path = MODELS) -> dict[str, str]:
     """Every name `find_model` knows, with where it comes from."""
     return {name: show(path) for name, path in shipped(folder).items()} | CHECKPOINTS

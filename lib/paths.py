@@ -256,7 +256,7 @@ def installed_commit() -> str | None:
 
 
 # modules that run, check or show notebooks: no number depends on them
-AROUND = ("run", "notebooks", "kernel", "published", "readme", "colab")
+AROUND = ("run", "notebooks", "kernel", "published", "readme", "colab", "seeds")
 
 
 @cache

@@ -17,6 +17,7 @@ from PIL import Image
 
 from lib.errors import UserError, unknown
 from lib.scenes import (
+    ORIENTATIONS,
     Backdrop,
     Box,
     Entity,
@@ -193,7 +194,7 @@ def questions(
     rng = np.random.default_rng(seed)
     backdrops = {
         orientation: [random_backdrop(rng, photographs) if photographs else None for _ in triples]
-        for orientation in ("horizontal", "vertical")
+        for orientation in ORIENTATIONS
     }
     return [
         line_item(setting, grid, triple, direction, shift, backdrop)

@@ -3,13 +3,16 @@
 Tests compare them with the files. A part stands between the lines <!-- name --> and <!-- end of name -->.
 """
 
-from lib import ledger, published
+import pandas as pd
+
+from lib import ledger, paths, published, seeds
 from lib.errors import UserError, cli
-from lib.paths import DATA, ROOT, file_digest, show, write_bytes
+from lib.models import shipped
+from lib.paths import DATA, MODELS, ROOT, file_digest, show, write_bytes
 from lib.questions import SETTINGS
 
 # the models of the claims table, the default first
-MODELS = ("reference", "joint")
+COMPARED = ("reference", "joint")
 
 
 def checksums() -> str:
@@ -22,7 +25,7 @@ def checksums() -> str:
 
 def claims() -> str:
     """The published ledgers in short: one line per metric, the settings of each model side by side."""
-    rows = {name: ledger.load(name) for name in MODELS if name in published.models()}
+    rows = {name: ledger.load(name) for name in COMPARED if name in published.models()}
     lines = [
         f"| claim | measured | paper | {' | '.join(f'`{name}`' for name in rows)} |",
         "|---|---|---|" + "---|" * len(rows),
@@ -48,7 +51,45 @@ def in_short(rows: list[dict]) -> str:
     return "<br>".join(parts + [f"**{verdict}**" for verdict in verdicts if len(verdicts) == 1])
 
 
-PARTS = {(DATA / "README.md", "checksums"): checksums, (ROOT / "README.md", "claims"): claims}
+def over_seeds() -> str:
+    """The claims over training seeds: values of all seeds by setting, and what the seeds say together."""
+    table = paths.read_csv(seeds.folder() / "seeds.csv")
+    said = seeds.agreed(table).set_index(["recipe", "metric", "setting"])["verdict"]
+    lines = [f"| claim | metric | {' | '.join(f'`{name}`' for name in seeds.RECIPES)} |"]
+    lines.append("|---|---|" + "---|" * len(seeds.RECIPES))
+    for metric, measure in ledger.MEASURES.items():
+        cells = []
+        for recipe in seeds.RECIPES:
+            own = table[(table["recipe"] == recipe) & (table["metric"] == metric)]
+            parts = []
+            for setting, rows in own.groupby("setting", sort=False):
+                values = " / ".join(f"{round(value, 2) + 0.0:.2f}" for value in rows.sort_values("seed")["value"])
+                parts.append(f"{setting} {values} {said[recipe, metric, setting]}")
+            cells.append("<br>".join(parts))
+        if any(cells):
+            lines.append(f"| {measure.claim} | {metric} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def accuracies() -> str:
+    """What the cards of the shipped models say in short: the lowest of the four directions, unseen lines of three."""
+    lines = [f"| model | {' | '.join(SETTINGS)} | naturalistic |", "|---|" + "---|" * (len(SETTINGS) + 1)]
+    order = sorted(shipped(), key=lambda name: (name.split("-")[0] != "reference", "_" in name, name))
+    for name in order:
+        table = pd.read_csv(MODELS / name / "accuracy.csv")
+        tested = table[table["split"] == "test"].groupby("setting")["accuracy"]
+        lowest, natural = tested.min(), table[table["setting"].str.contains("both option orders")]["accuracy"]
+        cells = [f"{lowest[setting]:.2f}" for setting in SETTINGS] + [f"{natural.min():.2f} - {natural.max():.2f}"]
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+PARTS = {
+    (DATA / "README.md", "checksums"): checksums,
+    (ROOT / "README.md", "claims"): claims,
+    (ROOT / "README.md", "seeds"): over_seeds,
+    (ROOT / "README.md", "accuracy"): accuracies,
+}
 
 
 def renewed(text: str, name: str, part: str) -> str:

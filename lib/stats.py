@@ -104,17 +104,23 @@ def bootstrap(
     level: float = LEVEL,
     seed: int = 0,
 ) -> Estimate:
-    """Any statistic of arrays whose rows are resampled together; draws where it is not finite are left out."""
+    """Any statistic of arrays whose rows are resampled together; draws where it is not finite are left out.
+
+    NaN, bounds and all, where the statistic of all rows is not finite.
+    """
     arrays = [np.asarray(array) for array in arrays]
     units = np.arange(len(arrays[0])) if units is None else np.unique(units, return_inverse=True)[1].ravel()
     members = [np.flatnonzero(units == k) for k in range(units.max() + 1)]
+    value = float(statistic(*arrays))
+    if not np.isfinite(value):
+        return Estimate(np.nan, np.nan, np.nan, len(members))
     rng, draws = np.random.default_rng(seed), []
     for _ in range(resamples):
         rows = np.concatenate([members[k] for k in rng.integers(0, len(members), len(members))])
         draws.append(float(statistic(*(array[rows] for array in arrays))))
     draws = np.array(draws)
     low, high = np.quantile(draws[np.isfinite(draws)], _percentiles(len(members), level))
-    return Estimate(float(statistic(*arrays)), float(low), float(high), len(members))
+    return Estimate(value, float(low), float(high), len(members))
 
 
 def ratio(above, below, units=None, resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0) -> Estimate:
@@ -125,14 +131,13 @@ def ratio(above, below, units=None, resamples: int = RESAMPLES, level: float = L
     columns = [np.asarray(column, dtype=float) for column in (above, below)]
     units = np.arange(len(columns[0])) if units is None else np.unique(units, return_inverse=True)[1].ravel()
     sums = np.stack([np.bincount(units, column) for column in columns], axis=1)
-
-    def quotient(pair):
-        return np.divide(pair[..., 0], pair[..., 1], out=np.full(pair.shape[:-1], np.nan), where=pair[..., 1] != 0)
-
-    draws = quotient(_weights(len(sums), resamples, seed) @ sums)
-    draws = draws[np.isfinite(draws)]
-    low, high = np.quantile(draws, _percentiles(len(sums), level)) if len(draws) else (np.nan, np.nan)
-    return Estimate(float(quotient(sums.sum(0))), float(low), float(high), len(sums))
+    value = float(np.divide(*sums.sum(0))) if abs(columns[1].mean()) > 1e-6 else np.nan  # below that: rounding
+    if not np.isfinite(value):
+        return Estimate(np.nan, np.nan, np.nan, len(sums))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        draws = np.divide(*(_weights(len(sums), resamples, seed) @ sums).T)
+    low, high = np.quantile(draws[np.isfinite(draws)], _percentiles(len(sums), level))
+    return Estimate(value, float(low), float(high), len(sums))
 
 
 def difference(first, second, paired: bool = True, **options) -> Estimate:

@@ -10,7 +10,7 @@ Image tokens are flat indices r * N + c. A token's *strip* is its place on the c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -21,65 +21,11 @@ from lib import stats, tokens
 from lib.errors import unknown
 from lib.experiments import Study
 from lib.interventions import Interchange, swap
-from lib.probes import Objects, Probe, shuffled_labels, train
+from lib.lines import Lines
+from lib.probes import Probe, shuffled_labels, train
 from lib.questions import DIRECTIONS, ORIENTATION, line_item
-from lib.scenes import Backdrop, Entity, Grid, line_scene
+from lib.scenes import Grid
 from lib.vlm import VLM, ImageTokens
-
-# --- pictures of lines --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Lines:
-    """Pictures of lines of three as image tokens: row k shows triples[k]. The grid's gap and the shift say where."""
-
-    triples: tuple[tuple[Entity | None, ...], ...]
-    grid: Grid
-    orientation: str
-    shift: tuple[int, int]
-    images: ImageTokens
-    objects: Objects
-
-    @property
-    def background(self) -> tokens.Tokens:
-        return tokens.background(self.grid, self.orientation, self.shift)
-
-
-def lines(
-    vlm: VLM,
-    triples: Sequence[tuple[Entity | None, ...]],
-    orientation: str,
-    gap: int | None = None,
-    along: int = 0,
-    backdrops: Sequence[Backdrop] | None = None,
-) -> Lines:
-    """Draw and encode one picture per triple; None in a triple leaves that place empty (entity number -1).
-
-    gap: tokens between neighbours, default the grid's own. along: shift of the line along its axis, in tokens.
-    """
-    grid = vlm.grid if gap is None else replace(vlm.grid, gap=gap)
-    shift = (0, along) if orientation == "horizontal" else (along, 0)
-    backdrops = backdrops or [None] * len(triples)
-    scenes = [line_scene(t, grid, orientation, shift, b) for t, b in zip(triples, backdrops, strict=True)]
-    images, index = vlm.distinct([scene.image(grid.canvas) for scene in scenes])
-    images = images[torch.as_tensor(index)]
-    known = sorted({e for triple in triples for e in triple if e is not None}, key=str)
-    entities = np.array([[-1 if e is None else known.index(e) for e in triple] for triple in triples])
-    places = [tokens.object_tokens(grid, orientation, slot, shift) for slot in range(3)]
-    objects = Objects.of(images, places, entities)
-    objects = objects.rows(objects.entity >= 0)
-    return Lines(tuple(map(tuple, triples)), grid, orientation, shift, images, objects)
-
-
-def right(vlm: VLM, pictures: Lines, setting: str) -> Float[np.ndarray, "image direction"]:
-    """Does the model answer the two questions about each picture right (its most probable token of all)?"""
-    asked = [d for d in DIRECTIONS if ORIENTATION[d] == pictures.orientation]
-    items = [line_item(setting, vlm.grid, triple, d) for triple in pictures.triples for d in asked]
-    index = np.repeat(np.arange(len(pictures.triples)), len(asked))
-    words = [item.candidates for item in items]
-    found = vlm.answer(pictures.images, [item.question for item in items], words, index, progress=False)
-    return found.groupby("item")["first"].first().to_numpy(dtype=float).reshape(-1, len(asked))
-
 
 # --- the map and its strips ---------------------------------------------------------------------------------------
 
@@ -255,6 +201,16 @@ def unseen_place(places: Sequence[Lines], left_out: int, recipe: str = "adamw", 
     return out
 
 
+def right(vlm: VLM, pictures: Lines) -> Float[np.ndarray, "image direction"]:
+    """Does the model answer the two questions about each picture right (its most probable token of all)?"""
+    asked = [d for d in DIRECTIONS if ORIENTATION[d] == pictures.orientation]
+    items = [line_item(pictures.setting, vlm.grid, triple, d) for triple in pictures.triples for d in asked]
+    index = np.repeat(np.arange(len(pictures.triples)), len(asked))
+    words = [item.candidates for item in items]
+    found = vlm.answer(pictures.images, [item.question for item in items], words, index, progress=False)
+    return found.groupby("item")["first"].first().to_numpy(dtype=float).reshape(-1, len(asked))
+
+
 # --- order removed from some tokens only (necessity) --------------------------------------------------------------
 
 PARTS = ("none", "random", "background", "object", "both")
@@ -293,26 +249,6 @@ def partly_ablated(plain: Study, ablated: Study, part: str, seed: int = 0) -> St
     clean = replace(plain.clean, images=images, index=np.arange(count))
     other = replace(plain.counterfactual, images=images, index=np.arange(count, 2 * count))
     return replace(plain, clean=clean, counterfactual=other)
-
-
-def answers(study: Study) -> pd.DataFrame:
-    """How both runs of every pair are answered, each judged by its own picture: pair, run, correct, lead.
-
-    correct: the most probable token of the whole vocabulary is right. lead: P(target) - P(opposite), in -1..1.
-    """
-    target, opposite = study.roles.index("clean"), study.roles.index("counterfactual")
-    parts = []
-    for name, run, ours, theirs in (
-        ("clean", study.clean, target, opposite),
-        ("counterfactual", study.counterfactual, opposite, target),
-    ):
-        for rows, last in study.vlm.last_states(run.prompt, run.images, run.index):
-            probability = study.vlm.score(last, study.ids[rows])[0].cpu().numpy()
-            top = study.vlm.logits(last).argmax(-1).cpu()
-            correct = (study.ids[rows, ours] == top[:, None]).any(1).numpy().astype(float)
-            lead = probability[:, ours] - probability[:, theirs]
-            parts.append(pd.DataFrame({"pair": rows, "run": name, "correct": correct, "lead": lead}))
-    return pd.concat(parts, ignore_index=True)
 
 
 # --- how many background tokens (sufficiency) ---------------------------------------------------------------------

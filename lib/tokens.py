@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from lib.errors import UserError, unknown
-from lib.scenes import Box, Grid
+from lib.scenes import ORIENTATIONS, Box, Grid
 
 Tokens = np.ndarray  # int64 [token]
 
@@ -52,7 +52,7 @@ def strip_tokens(grid: Grid, orientation: str, slot: int, width: int | None = No
         return block(grid, everywhere, band)
     if orientation == "vertical":
         return block(grid, band, everywhere)
-    raise unknown("orientation", orientation, ("horizontal", "vertical"))
+    raise unknown("orientation", orientation, ORIENTATIONS)
 
 
 def background_strip(grid: Grid, orientation: str, slot: int, width: int | None = None) -> Tokens:

@@ -663,27 +663,33 @@ def _first(output):
 
 
 class Memory:
-    """Keys and values of pictures that were run before, for runs that come back to them; `room` in bytes."""
+    """Keys and values of pictures that come `again`, kept from their first run to their second; `room` in bytes."""
 
-    def __init__(self, vlm: VLM, images: ImageTokens, room: int | None = None):
-        self.vlm, self.images = vlm, images
+    def __init__(self, vlm: VLM, images: ImageTokens, again: Iterable[int] = (), room: int | None = None):
+        self.vlm, self.images, self.again = vlm, images, set(again)
         gpu = vlm.device.type == "cuda"
         free = torch.cuda.mem_get_info(vlm.device)[0] // 4 if gpu else 2**27
         self.room = free if room is None else room
-        self.known: dict[tuple, KeyValues] = {}
+        self.held: dict[tuple, KeyValues] = {}
+        self.seen: set[tuple] = set()
 
     def keys(self, frame: Frame, pictures: np.ndarray) -> KeyValues:
-        """Those of pictures up to the last image token, row by row; only new pictures are run."""
-        new = np.array([p for p in pictures if (frame.prefix, int(p)) not in self.known], dtype=int)
-        found = {}
-        if len(new):
-            batch = self.vlm.contexts(frame, pick(self.images, new)).keys
-            found = {int(p): batch.row(k) for k, p in enumerate(new)}
-        rows = [found.get(int(p)) or self.known[frame.prefix, int(p)] for p in pictures]
-        self.known |= {(frame.prefix, p): row for p, row in found.items()}
-        while self.known and len(self.known) * rows[0].bytes > self.room:
-            self.known.pop(next(iter(self.known)))  # the oldest
-        return batch if len(found) == len(pictures) else KeyValues.stacked(rows)
+        """Those of pictures up to the last image token, row by row; only pictures that are not held are run."""
+        keys = [(frame.prefix, int(p)) for p in pictures]
+        new = [k for k, key in enumerate(keys) if key not in self.held]
+        if not new:
+            return KeyValues.stacked([self.held.pop(key) for key in keys])
+        batch = self.vlm.contexts(frame, pick(self.images, pictures[new])).keys
+        rows = {k: batch.row(i) for i, k in enumerate(new)}
+        out = batch
+        if len(new) < len(keys):
+            out = KeyValues.stacked([rows[k] if k in rows else self.held.pop(key) for k, key in enumerate(keys)])
+        for k, row in rows.items():
+            first = keys[k] not in self.seen
+            if first and keys[k][1] in self.again and (len(self.held) + 1) * row.bytes <= self.room:
+                self.held[keys[k]] = row.rows([0])  # a copy: a view would hold the whole batch
+            self.seen.add(keys[k])
+        return out
 
 
 @lru_cache(maxsize=32)

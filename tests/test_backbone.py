@@ -196,15 +196,15 @@ def reference():
 def test_lines_are_all_orders_of_their_sets_and_slot_zero_is_the_embedding(reference):
     lines = backbone.lines(reference, "squares", "vertical", sets=3)
     assert lines.images.shape[:2] == (18, 144) and len({tuple(row) for row in lines.entities}) == 18
-    states = backbone.object_states(lines, [0, 2])
+    states = backbone.object_states(reference, lines, [0, 2])
     first = states[0].x.reshape(18, 3, 4, -1)
     assert torch.allclose(first[7, 2], lines.images[7, torch.as_tensor(lines.places[2])].cpu(), atol=1e-5)
     assert not torch.allclose(states[0].x, states[2].x, atol=1e-2)
 
 
 def test_ablated_lines_hold_no_place_at_slot_zero(reference):
-    lines = backbone.without_order(backbone.lines(reference, "squares", "horizontal", sets=8))
-    objects = backbone.object_states(lines, [0])[0]
+    lines = backbone.without_order(reference, backbone.lines(reference, "squares", "horizontal", sets=8))
+    objects = backbone.object_states(reference, lines, [0])[0]
     found = backbone.place_probes(objects, lines.sets, ["logistic"]).groupby("test")["correct"].mean()
     assert found["entities"] == pytest.approx(1 / 3, abs=1e-9)
     relation = backbone.relation_probes(backbone.Relations.of(objects), lines.sets).groupby("test")["correct"].mean()

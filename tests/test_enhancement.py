@@ -15,7 +15,7 @@ from benchmarks import naive
 from lib import enhancement, questions, realdata, scenes, stats
 from lib.enhancement import Asked, Change
 from lib.errors import UserError
-from lib.interventions import Run, along, amplify
+from lib.interventions import Run, along, amplify, tokens_at
 from lib.tokens import box_tokens
 
 QUESTION = "which side is the square to the left"
@@ -121,7 +121,7 @@ def test_ends_are_in_the_order_of_the_axis(planted):
 @pytest.fixture
 def directions():
     generator = torch.Generator().manual_seed(3)
-    return {name: torch.randn(2, 8, generator=generator) for name in enhancement.AXES}
+    return {name: torch.randn(2, 8, generator=generator) for name in scenes.ORIENTATIONS}
 
 
 AXIS = np.array(["horizontal", "vertical", "vertical"])
@@ -314,7 +314,9 @@ def test_asked_rows_keep_items_and_questions_together():
     part = asked.rows([4, 1])
     assert [part.items[k] for k in part.owner] == [items[4], items[1]]
     assert torch.equal(part.run.images[part.picture], asked.run.images[asked.picture[[4, 1]]])
-    assert torch.equal(enhancement.tokens_at(asked, 0)[asked.picture], asked.run.images[asked.picture])
+    seen = tokens_at(vlm, part.run, [0])[0]
+    assert torch.equal(seen[part.picture], part.run.images[part.picture])
+    assert seen[np.setdiff1d(asked.picture, part.picture)].isnan().all()  # nobody asks about these
     with pytest.raises(UserError, match="no item is left"):
         asked.rows(np.zeros(6, dtype=bool))
 
@@ -325,7 +327,7 @@ def test_one_axis_of_every_picture():
     items = enhancement.one_axis_each(many, most=3)
     table = pd.DataFrame({"key": [i.key for i in items], "axis": [i.orientation for i in items]})
     assert table.groupby("key")["axis"].nunique().max() == 1 and table.groupby("key").size().max() == 3
-    assert set(table["axis"]) == set(enhancement.AXES) and set(items) < set(many)
+    assert set(table["axis"]) == set(scenes.ORIENTATIONS) and set(items) < set(many)
 
 
 def test_tables_for_figures():

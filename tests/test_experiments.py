@@ -128,7 +128,9 @@ def test_ratio_is_the_bootstrap_of_a_quotient():
     slow = stats.bootstrap(lambda a, b: a.mean() / b.mean(), above, below, units=units)
     assert fast.n == slow.n == 20 and fast.value == pytest.approx(slow.value)
     assert abs(fast.low - slow.low) < 0.03 and abs(fast.high - slow.high) < 0.03
-    assert np.isnan(stats.ratio([1, 2], [0, 0]).value)
+    for below in ([0, 0], [1e-7, -2e-7]):  # nothing but rounding
+        none = stats.ratio([1, 2], below)
+        assert np.isnan([none.value, none.low, none.high]).all() and none.n == 2
 
 
 # --- shares -----------------------------------------------------------------------------------------------------
@@ -289,6 +291,9 @@ def test_roles_follow_the_run(trained):
     out = experiments.answers(trained)
     assert out["right"].mean() > 0.9 and out["target"].mean() > 0.9
     assert (out.loc[out["right"], "target"] > out.loc[out["right"], "opposite"]).all()
+    swapped = experiments.answers(replace(trained, clean=trained.counterfactual, counterfactual=trained.clean))
+    first, second = (each.set_index(["run", "pair"])["order"] for each in (out, swapped))
+    assert np.allclose(first["counterfactual"], -second["clean"], atol=1e-5)  # each run by its own picture
     gone = out.assign(order=out["order"] / 4)
     found = experiments.order_kept(out, gone)
     assert found["order_lost"].value == pytest.approx(0.75) and found["order_lost"].n == len(trained)

@@ -1,17 +1,20 @@
 """The reference models: language, curriculum, masks, optimiser, resumable training, and the shipped files."""
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from lib import paths, questions, scenes
+from lib.models import shipped
 from lib.reference import curriculum, language, models, train
 from lib.reference.language import GRID
 from lib.reference.muon import orthogonalised
 
 TINY = models.Size(width=32, heads=2, encoder=1, backbone=2, feed=32)
-SHIPPED = [name for name in train.RECIPES if (paths.MODELS / name / "config.json").exists()]
+SHIPPED = list(shipped())
 
 
 # --- language --------------------------------------------------------------------------------------------------------
@@ -143,6 +146,25 @@ def test_stopped_training_goes_on_as_if_nothing_had_happened(tmp_path):
     _, parts = run(tmp_path / "parts")
     for a, b in zip(whole.parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=0, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="torch.compile needs a C++ compiler")
+def test_fused_layers_take_the_same_step():
+    """Loss and gradients of one batch, layers compiled or not."""
+    found = []
+    for fused in (False, True):
+        model, captioner = models.build(TINY, 0), models.Captioner(TINY)
+        if fused:
+            train.fuse(model, captioner)
+        batch = train.picture_batch(np.random.default_rng(0), stage(), 0.0)
+        loss = train.loss_of(stage(), model, captioner, batch)
+        loss.backward()
+        found.append((loss.item(), [p.grad for p in model.parameters() if p.grad is not None]))
+    (plain, gradients), (compiled, others) = found
+    assert abs(plain - compiled) < 1e-4
+    for a, b in zip(gradients, others, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
 
 
 # --- the shipped models ----------------------------------------------------------------------------------------------

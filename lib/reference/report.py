@@ -16,6 +16,7 @@ import torch
 from lib import questions, scenes, vlm
 from lib.behaviour import accuracy, behaviour, side_behaviour
 from lib.errors import cli
+from lib.models import seeded
 from lib.paths import MODELS, write_csv
 from lib.questions import Item
 from lib.reference import curriculum, train
@@ -128,9 +129,9 @@ print(processor.decode(answer[0, -1:]))  # red
 """
 
 
-def card(name: str, model: vlm.VLM, table: pd.DataFrame, preset: str, seed: int) -> str:
+def card(recipe_name: str, model: vlm.VLM, table: pd.DataFrame, preset: str, seed: int) -> str:
     """The model card in Markdown."""
-    recipe = train.RECIPES[name]
+    name, recipe = seeded(recipe_name, seed), train.RECIPES[recipe_name]
     facts = embedding_facts(model)
     stages = pd.DataFrame(asdict(train.scaled(stage, preset)) for stage in recipe.stages)
     stages["trained"] = stages["trained"].map(", ".join)
@@ -140,7 +141,7 @@ def card(name: str, model: vlm.VLM, table: pd.DataFrame, preset: str, seed: int)
     wide = wide[list(questions.DIRECTIONS)].reset_index()
     size = train.models.SIZES[preset]
     count = sum(p.numel() for p in model.model.parameters())
-    use = SCRIPT.format(name=name) if name != "vision_only" else 'Load it with `lib.vlm.load("vision_only")`.\n'
+    use = SCRIPT.format(name=name) if recipe_name != "vision_only" else 'Load it with `lib.vlm.load("vision_only")`.\n'
     return f"""---
 license: mit
 library_name: transformers
@@ -148,16 +149,16 @@ pipeline_tag: image-text-to-text
 ---
 # {name}
 
-A small vision-language model for spatial questions: {DESCRIPTIONS[name]}
+A small vision-language model for spatial questions: {DESCRIPTIONS[recipe_name]}{f" Training seed {seed}." if seed else ""}
 
-It is a `LlavaForConditionalGeneration` (SigLIP encoder with learned positions, Llama backbone with 1-D rotary positions): {count:,} parameters, width {size.width}, {size.encoder} encoder layers, {size.backbone} backbone layers, pictures of {GRID.canvas} x {GRID.canvas} pixels, {GRID.side} x {GRID.side} image tokens of {GRID.pixels} x {GRID.pixels} pixels. Weights are half precision; all numbers here are measured on these files, run in float32, by `python -m lib.reference.report {name}`.
+It is a `LlavaForConditionalGeneration` (SigLIP encoder with learned positions, Llama backbone with 1-D rotary positions): {count:,} parameters, width {size.width}, {size.encoder} encoder layers, {size.backbone} backbone layers, pictures of {GRID.canvas} x {GRID.canvas} pixels, {GRID.side} x {GRID.side} image tokens of {GRID.pixels} x {GRID.pixels} pixels. Weights are half precision; all numbers here are measured on these files, run in float32, by `python -m lib.reference.report {recipe_name}{f" --seed {seed}" if seed else ""}`.
 
 ## Use
 
 {use}
 ## How it was made
 
-`python -m lib.reference.train {name} --preset {preset} --seed {seed}`: stages below; Muon (0.02 x rate) on weight matrices, AdamW (0.002 x rate) on embeddings, head, norms and biases, warm-up of 100 steps, linear decay to zero, {train.LONGEST} text tokens a scene.
+`python -m lib.reference.train {recipe_name} --preset {preset} --seed {seed}`: stages below; Muon (0.02 x rate) on weight matrices, AdamW (0.002 x rate) on embeddings, head, norms and biases, warm-up of 100 steps, linear decay to zero, {train.LONGEST} text tokens a scene.
 
 {stages.to_markdown(index=False)}
 
@@ -188,11 +189,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     with cli():
-        model = vlm.load(arguments.name)
+        name = seeded(arguments.name, arguments.seed)
+        model = vlm.load(name)
         table = measure(model)
-        write_csv(table, MODELS / arguments.name / "accuracy.csv")
+        write_csv(table, MODELS / name / "accuracy.csv")
         text = card(arguments.name, model, table, arguments.preset, arguments.seed)
-        (MODELS / arguments.name / "README.md").write_text(text, encoding="utf-8")
+        (MODELS / name / "README.md").write_text(text, encoding="utf-8")
         print(table.to_string(index=False))
 
 
