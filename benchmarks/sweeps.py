@@ -7,15 +7,18 @@
 Prints and writes outputs/benchmarks/sweeps.csv: seconds of both, their ratio, memory relative to one plain
 forward pass of the engine's batch, the largest difference of any probability, and where the time goes:
 operations_ratio says how many times fewer operations the engine needs, share_of_limit how fast either runs
-against one large matrix product. With --slots also the time against the number of slots (slots.csv and a
-figure). The naive procedure may be timed on fewer pairs (--naive-pairs) and scaled up.
+against one large matrix product, and time.csv in which of the engine's functions the time is spent. With --slots
+also the time against the number of slots (slots.csv and a figure). The naive procedure may be timed on fewer pairs
+(--naive-pairs) and scaled up.
 """
 
 from __future__ import annotations
 
 import argparse
+import cProfile
 import os
 import platform
+import pstats
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -249,6 +252,33 @@ def measure(sweep: Sweep, naive_pairs: int, device: str) -> dict:
     }
 
 
+PARTS = {  # functions of the engine, and what they do
+    "encode": "image encoder, every distinct picture once",
+    "contexts": "keys and values of pictures",
+    "ask": "questions, unpatched and against edited pictures",
+    "run_last": "the last token from every slot",
+    "run": "runs from a slot on",
+    "score": "candidate probabilities",
+}
+
+
+def where_time_goes(sweep: Sweep) -> pd.DataFrame:
+    """Share of the engine's time in each of PARTS (their own time and that of what they call, PARTS taken off), and
+    the rest: preparing pictures, tables, and Python in between. By cProfile, whose own cost is inside."""
+    profile = cProfile.Profile()
+    profile.runcall(sweep.fast)
+    stats = pstats.Stats(profile).stats
+    inside = {name: 0.0 for name in PARTS}
+    for (path, _, name), (_, _, _, seconds, _) in stats.items():
+        if name in PARTS and Path(path).name == "vlm.py" and "lib" in Path(path).parts:
+            inside[name] += seconds
+    inside["run"] -= inside["contexts"] + inside["ask"]  # both call it; what is left was called by a sweep itself
+    total = sum(own for _, _, own, _, _ in stats.values())
+    inside["rest"] = total - sum(inside.values())
+    rows = [{"sweep": sweep.name, "part": part, "share": max(0.0, own) / total} for part, own in inside.items()]
+    return pd.DataFrame(rows).assign(does=lambda t: t["part"].map(PARTS | {"rest": "tables, pictures, Python"}))
+
+
 def against_slots(vlm: VLM, pairs: list, naive_pairs: int, device: str) -> pd.DataFrame:
     """Seconds of both procedures when the first k slots of an even spread are asked for."""
     rows = []
@@ -320,12 +350,15 @@ def main() -> None:
         "cores": os.cpu_count(),
         "machine": platform.machine(),
     }
-    rows = []
+    rows, parts = [], []
     for name in options.sweeps.split(","):
-        rows.append(measure(sweeps[name](), options.naive_pairs, options.device) | facts)
+        sweep = sweeps[name]()
+        rows.append(measure(sweep, options.naive_pairs, options.device) | facts)
+        parts.append(where_time_goes(sweep).assign(**facts))
         shown = ["sweep", "naive_seconds", "fast_seconds", "ratio", "operations_ratio", "peak_ratio"]
         print(pd.DataFrame([rows[-1]])[[*shown, "max_abs_difference"]].to_string(index=False), flush=True)
     record(pd.DataFrame(rows), "sweeps", ["sweep", "model", "layers", "device"], options)
+    record(pd.concat(parts), "time", ["sweep", "model", "layers", "device", "part"], options)
     if options.slots:
         table = against_slots(vlm, pairs, max(1, options.naive_pairs // 4), options.device).assign(**facts)
         record(table, "slots", ["sweep", "model", "layers", "device", "how", "slots"], options)
