@@ -40,6 +40,7 @@ from lib.tokens import exchange
 from lib.vlm import VLM
 
 ALPHAS = tuple(range(1, 16))
+REPEATS = 3  # of every timing
 
 
 # --- measuring -------------------------------------------------------------------------------------------
@@ -212,12 +213,16 @@ def twice(pairs: list, grid: Grid) -> list:
 
 
 def race(sweep: Sweep, naive_pairs: int, device: str) -> dict:
-    """Seconds of both procedures on all pairs, and the largest difference of any probability."""
+    """Seconds of both procedures on all pairs, medians of REPEATS in turn, and the largest difference of any
+    probability."""
     chosen = np.linspace(0, len(sweep.pairs) - 1, min(naive_pairs, len(sweep.pairs))).astype(int)
     sweep.slow(int(chosen[0])), sweep.fast()  # warm up: kernels, plans
-    fast_seconds, fast = timed(sweep.fast, device)
-    naive_seconds, slow = timed(lambda: [sweep.slow(int(k)) for k in chosen], device)
-    naive_seconds *= len(sweep.pairs) / len(chosen)
+    seconds = []
+    for _ in range(REPEATS):
+        fast_seconds, fast = timed(sweep.fast, device)
+        naive_seconds, slow = timed(lambda: [sweep.slow(int(k)) for k in chosen], device)
+        seconds.append((fast_seconds, naive_seconds * len(sweep.pairs) / len(chosen)))
+    fast_seconds, naive_seconds = np.median(seconds, axis=0)
     difference = max(np.abs(fast[k] - s.cpu().numpy()).max() for k, s in zip(chosen, slow, strict=True))
     return {
         "sweep": sweep.name,
