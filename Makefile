@@ -34,7 +34,7 @@ test: $(READY)
 	@$(BIN)/python -m pytest $(ARGS)
 
 seeds: $(READY)
-	@echo "Running the notebooks on the other training seeds into seeds/ (about twenty minutes on two CPU cores)."
+	@echo "Running the notebooks on the other training seeds into seeds/ (about seven minutes a seed on two CPU cores)."
 	@$(BIN)/python -m lib.seeds $(ARGS)
 
 lab: $(READY)

@@ -7,7 +7,8 @@ Floor 5, beside the runner: computes nothing itself.
 """
 
 import argparse
-import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -29,19 +30,16 @@ def folder() -> Path:
 
 
 def run_others(work: Path, fresh: bool) -> int:
-    """The notebooks of the plan on every seed but the published one; the runner's exit code."""
-    codes, before = [], os.environ.get("DUAL_OUTPUTS")
-    for recipe in RECIPES:
+    """The notebooks of the plan on every seed but the published one, each recipe by a call of the runner; its exit
+    code."""
+    codes = [0]
+    for recipe, chosen in run.PLAN.items():
         names = [name for number, name in seeds(recipe).items() if number]
-        chosen = run.PLAN[recipe]
         if names:
-            words = ["--model", ",".join(names), "--outputs", str(work)]
+            words = ["--model", ",".join(names), "--outputs", str(work), *(["--fresh"] if fresh else [])]
             words += ["--notebooks", ",".join(chosen)] if chosen else []
-            codes.append(run.main(words + (["--fresh"] if fresh else [])))
-    os.environ.pop("DUAL_OUTPUTS", None)  # set by --outputs
-    if before is not None:
-        os.environ["DUAL_OUTPUTS"] = before
-    return max(codes, default=0)
+            codes.append(subprocess.run([sys.executable, "-m", "lib.run", *words], cwd=paths.ROOT).returncode)
+    return max(codes)
 
 
 def collected(work: Path) -> pd.DataFrame:
