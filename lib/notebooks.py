@@ -25,6 +25,7 @@ class Notebook:
     comments: dict  # name -> the comment behind it
     title: str  # the first heading
     cost: str  # from a line such as "**Cost:** two minutes on two CPU cores"
+    source: str  # of all cells
     digest: str
 
     @property
@@ -51,6 +52,7 @@ def load_notebook(path: Path) -> Notebook:
         comments,
         title[1] if title else path.stem,
         cost[1] if cost else "not stated",
+        "\n".join(cell.source for cell in cells),
         hashlib.sha256(source.encode()).hexdigest(),
     )
 

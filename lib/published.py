@@ -11,7 +11,7 @@ import pandas as pd
 from lib import ledger, paths
 from lib.errors import UserError
 from lib.models import find_model, known_models
-from lib.notebooks import Notebook
+from lib.notebooks import Notebook, load_notebook
 from lib.paths import show
 
 # Where things are
@@ -50,6 +50,22 @@ def models() -> list[str]:
 
 def figures(model: str) -> list[Path]:
     return sorted((paths.outputs(model) / "figures").glob("[!.]*.png"))
+
+
+# The outputs of the reference model in notebooks/, where a code host shows them
+
+
+def publish(notebooks: list[Notebook], models_folder: Path) -> None:
+    """Each notebook becomes its executed copy: the same cells, with the outputs of `reference`."""
+    for notebook in notebooks:
+        executed, _ = places(notebook.name, "reference")
+        why = stale_run(notebook.name, "reference", {notebook.name: notebook}, models_folder)
+        if not why and load_notebook(executed).digest != notebook.digest:
+            why = "it was run with other parameters"
+        if why:
+            raise UserError(f"{show(executed)} cannot be shown in notebooks/: {why}; `make run` makes it anew")
+    for notebook in notebooks:
+        paths.write_bytes(notebook.path, places(notebook.name, "reference")[0].read_bytes())
 
 
 # Does it belong to this code?
@@ -104,7 +120,7 @@ def stale_result(result: Path, by_name: dict[str, Notebook]) -> list[str]:
         if not picture.is_file() or paths.file_digest(picture) != digest:
             found.append(f"{show(picture)}: it is not the picture saved with its numbers")
     name = note.get("notebook")
-    if name in by_name and result.name != "ledger.json" and result.stem not in by_name[name].path.read_text("utf-8"):
+    if name in by_name and result.name != "ledger.json" and result.stem not in by_name[name].source:
         found.append(f"{show(result)}: notebook {name}, which made it, does not name it any more")
     return found
 

@@ -269,6 +269,7 @@ def parse(argv) -> argparse.Namespace:
     parser.add_argument("--outputs", metavar="FOLDER", help="write there instead of outputs/")
     parser.add_argument("--list", action="store_true", help="show models, notebooks and their parameters")
     parser.add_argument("--summary", action="store_true", help="only write summary.csv anew and show it")
+    parser.add_argument("--publish", action="store_true", help="put the outputs of `reference` into notebooks/, too")
     parser.add_argument("--verify", action="store_true", help="tell which results no longer belong to the code")
     return parser.parse_args(argv)
 
@@ -284,6 +285,10 @@ def main(argv=None, notebooks_folder: Path = paths.NOTEBOOKS, models_folder: Pat
         return verify_all(choose_notebooks([], notebooks_folder), models_folder)
     if args.summary:
         return show_summary()
+    if args.publish:
+        published.publish(notebooks, models_folder)
+        print(f"{show(notebooks_folder)} shows the outputs of `reference`")
+        return 0
     values = choose_parameters(args.parameters, notebooks)
     jobs = choose_jobs(args.model, notebooks, models_folder)
     for name in {model.name for model, _ in jobs}:

@@ -89,6 +89,30 @@ def test_runs_skips_and_runs_again(house, capsys):
     assert run(house, "--verify") == 0
 
 
+def test_outputs_are_shown_in_the_sources_only_when_asked_and_true(house, capsys):
+    source, copy = house / "notebooks/01_first.ipynb", house / "out/reference/notebooks/01_first.ipynb"
+    bare = source.read_bytes()
+    with pytest.raises(UserError, match="never finished"):
+        run(house, "--publish")
+    assert run(house) == 0 and source.read_bytes() == bare  # a run leaves the sources alone
+    assert run(house, "--publish") == 0 and source.read_bytes() == copy.read_bytes() != bare
+    assert run(house, "--verify") == 0 and run(house) == 0 and len(log(house)) == 1  # outputs make nothing stale
+    book = nbformat.read(source, as_version=4)
+    book.cells[2].source = "1 / 0"
+    nbformat.write(book, source)
+    assert run(house) == 1
+    failed = nbformat.read(copy.with_suffix(".failed.ipynb"), as_version=4)
+    assert not any("stream" in output.output_type for cell in failed.cells[2:] for output in cell.get("outputs", []))
+    with pytest.raises(UserError, match="notebook changed since"):
+        run(house, "--publish")
+    source.write_bytes(bare)
+    assert run(house, "-p", "seed=3") == 0
+    with pytest.raises(UserError, match="other parameters"):
+        run(house, "--publish")
+    assert source.read_bytes() == bare
+    capsys.readouterr()
+
+
 def test_without_a_model_the_plan_is_run(house, capsys):
     """reference on all notebooks; joint, where it is shipped, on those that look for mechanisms."""
     shutil.copytree(house / "models/other", house / "models/joint")

@@ -32,6 +32,17 @@ function browserPath() {
     missing("Chromium or Chrome is needed (Debian: apt-get install chromium), or its path in CHROMIUM");
 }
 
+// Whatever is seen in a page later was made there.
+function copyWithoutOutputs(from, to) {
+  fs.cpSync(from, to, { recursive: true });
+  for (const name of fs.readdirSync(to).filter((name) => name.endsWith(".ipynb"))) {
+    const book = JSON.parse(fs.readFileSync(path.join(to, name)));
+    for (const cell of book.cells.filter((cell) => cell.cell_type === "code"))
+      Object.assign(cell, { outputs: [], execution_count: null });
+    fs.writeFileSync(path.join(to, name), JSON.stringify(book));
+  }
+}
+
 const digest = (file) => createHash("sha256").update(fs.readFileSync(file)).digest("hex");
 
 const freePort = () => new Promise((resolve) => {
@@ -180,7 +191,7 @@ const { chromium } = await import("playwright-core").catch(() =>
 const notebooks = path.join(ROOT, "notebooks");
 const work = fs.mkdtempSync(path.join(os.tmpdir(), "browser-"));
 fs.mkdirSync(shots, { recursive: true });
-fs.cpSync(notebooks, path.join(work, "notebooks"), { recursive: true });
+copyWithoutOutputs(notebooks, path.join(work, "notebooks"));
 let context, served, failed = 0;
 
 const stopLab = () => { // the server and its kernels are one group of processes
