@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 
 from lib import probes, stats
 from lib.errors import UserError
-from lib.experiments import Study, moved, regions
+from lib.experiments import Study, centred, moved, regions
 from lib.interventions import BASELINE, Interchange, Run, ordering_ablation, tokens_at
 from lib.lines import Lines
 from lib.pairs import Pair
@@ -134,7 +134,7 @@ def backup_peak(table: pd.DataFrame, edit: str = "object", seed: int = 0) -> sta
 
     def largest(changes, between):
         below = between[:, 0].mean()  # the same at every slot
-        effect = changes.mean(0) / below if abs(below) > 1e-6 else np.full(changes.shape[1], np.nan)
+        effect = changes.mean(0) / below if abs(below) > stats.ROUNDING else np.full(changes.shape[1], np.nan)
         return effect.max() - effect[0]
 
     return stats.bootstrap(largest, changes, between, seed=seed)
@@ -185,7 +185,8 @@ def place_probes(
     """Ordinal place, cross-validated: every set of three and every entity is held out once.
 
     Each fold tests on sets the probe never saw, and (test `entities`) on the objects in them that belong to entities it
-    never saw. Rows and tests are those of `probes.evaluate`.
+    never saw. Rows and tests are those of `probes.evaluate`, with a column `set`: the unit for intervals, as the six
+    orders of a set are no independent pictures.
     """
     groups, kinds = len(np.unique(sets)), objects.entity.max() + 1
     parts = []
@@ -196,18 +197,28 @@ def place_probes(
                 objects, np.flatnonzero(~test), np.flatnonzero(test), recipes, unseen, seed=seed * folds + fold
             )
         )
-    return pd.concat(parts, ignore_index=True)
+    return with_sets(parts, sets)
+
+
+def with_sets(parts: list[pd.DataFrame], sets: Int[np.ndarray, " image"]) -> pd.DataFrame:
+    """The parts as one table, the number of each row's set beside that of its image."""
+    table = pd.concat(parts, ignore_index=True)
+    return table.assign(set=np.asarray(sets)[table["image"].to_numpy()])
 
 
 def content_independence(table: pd.DataFrame, seed: int = 0) -> dict[str, stats.Estimate]:
-    """C2 from the rows of one setting and recipe (columns orientation, image, test, correct), by image.
+    """C2 from the rows of one setting and recipe (columns orientation, image, entity, test, correct).
 
-    probe_held_out: accuracy on entities the probe never saw. probe_selectivity: that minus the control task's accuracy.
+    probe_held_out: accuracy on entities the probe never saw. probe_selectivity: that minus the control task's accuracy
+    on the same objects. The claim is about entities never seen, so whole entities are resampled, with all pictures of
+    theirs: there are only six to eight.
     """
-    means = table.groupby(["orientation", "image", "test"])["correct"].mean().unstack("test").dropna(subset="entities")
+    keys = ["entity", "orientation", "image"]
+    means = table.groupby([*keys, "test"])["correct"].mean().unstack("test").dropna(subset="entities")
+    entities = means.index.get_level_values("entity")
     return {
-        "probe_held_out": stats.mean(means["entities"], seed=seed),
-        "probe_selectivity": stats.mean(means["entities"] - means["control"], seed=seed),
+        "probe_held_out": stats.mean(means["entities"], units=entities, seed=seed),
+        "probe_selectivity": stats.mean(means["entities"] - means["control"], units=entities, seed=seed),
     }
 
 
@@ -243,7 +254,7 @@ class Relations:
 def relation_probes(
     relations: Relations, sets: Int[np.ndarray, " image"], recipe: str = "logistic", folds: int = 4, seed: int = 0
 ) -> pd.DataFrame:
-    """Is a before b? Columns test, image, correct (share of the image's pairs read right).
+    """Is a before b? Columns test, image, correct (share of the image's pairs read right), set (see `place_probes`).
 
     held_out: sets of three never seen. shuffled: the same, labels of training dealt anew. control: the same, but the
     label is a random ranking of the entities, which says nothing about the picture. entities: both entities never
@@ -267,7 +278,7 @@ def relation_probes(
         if len(images):
             found = _relation(relations, relations.before, (new == 0) & ~inside, new == 2, recipe)
             parts.append(found.assign(test="entities"))
-    return pd.concat(parts, ignore_index=True)
+    return with_sets(parts, sets)
 
 
 def _relation(relations: Relations, labels, train, test, recipe: str, shuffle=None) -> pd.DataFrame:
@@ -325,6 +336,7 @@ def interchange_identities(table: pd.DataFrame) -> dict[str, float]:
 def reading_sets(study: Study, seed: int = 0) -> dict[str, Int[np.ndarray, "pair token"]]:
     """Image tokens that the last token may read: those of target, opposite and middle object, the background, all, and,
     as a control, as many random background tokens as an object has."""
+    centred(study.pairs)
     grid, out = study.vlm.grid, []
     rng = np.random.default_rng(seed)
     for pair in study.pairs:

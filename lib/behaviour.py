@@ -46,14 +46,16 @@ def behaviour(vlm: VLM, items: Sequence[Item], progress: bool = True) -> pd.Data
 
 
 def side_behaviour(
-    vlm: VLM, items: Sequence[SideItem], form: str = "reference_point", progress: bool = True
+    vlm: VLM, items: Sequence[SideItem], form: str = "", progress: bool = True
 ) -> pd.DataFrame:
     """One row per item: setting, direction (the true relation), split, item, first, second, correct.
+
+    form: see questions.side_question; by default the one the paper asks this family in.
 
     first, second: right with the options in the usual order and reversed; correct: in both (*strict*, chance 1/4).
     """
     pictures = [item.scene.image(vlm.grid.canvas) for item in items for _ in range(2)]
-    texts = [text for item in items for text in item.questions(form)]
+    texts = [text for item in items for text in item.questions(form or vlm.family.side_form)]
     answers = vlm.answer(pictures, texts, [item.candidates for item in items for _ in range(2)], progress=progress)
     right = answers.groupby("item")["first"].first().to_numpy().reshape(-1, 2)
     return pd.DataFrame(

@@ -79,8 +79,12 @@ class Asked:
         return Asked(self.vlm, items, self.run.rows(rows), owner, self.scene[chosen])
 
 
-def ask(vlm: VLM, items: Sequence[Item | SideItem], form: str = "reference_point", progress: bool = False) -> Asked:
-    """Encode the distinct pictures of items and tokenise their questions; form: see questions.side_question."""
+def ask(vlm: VLM, items: Sequence[Item | SideItem], form: str = "", progress: bool = False) -> Asked:
+    """Encode the distinct pictures of items and tokenise their questions.
+
+    form: see questions.side_question; by default the one the paper asks this family in.
+    """
+    form = form or vlm.family.side_form
     texts = [item.questions(form) if isinstance(item, SideItem) else (item.question,) for item in items]
     drawn = {item.scene: None for item in items}
     drawn = {scene: scene.image(vlm.grid.canvas) for scene in drawn}
@@ -128,15 +132,14 @@ def ends(item: Item | SideItem, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
 
 
 def object_means(asked: Asked, tokens: ImageTokens | None = None) -> Float[Tensor, "item end hidden"]:
-    """Mean embedding of the first and the last object of every item; tokens: those at another slot (`tokens_at`)."""
+    """Mean embedding of the first and the last object of every item, float32 on the CPU, where probes are trained;
+    tokens: those at another slot (`tokens_at`)."""
     tokens = asked.run.images if tokens is None else tokens
-    grid = asked.vlm.grid
-    return torch.stack(
-        [
-            torch.stack([tokens[picture, torch.as_tensor(end)].mean(0) for end in ends(item, grid)])
-            for item, picture in zip(asked.items, asked.picture, strict=True)
-        ]
-    )
+    both = [
+        torch.stack([tokens[picture, torch.as_tensor(end)].mean(0) for end in ends(item, asked.vlm.grid)])
+        for item, picture in zip(asked.items, asked.picture, strict=True)
+    ]
+    return torch.stack(both).float().cpu()
 
 
 def order_directions(
@@ -223,7 +226,7 @@ class Change:
             return along(tokens - tokens.mean(1, keepdim=True), w)
         if self.mode != "complement":
             return along(tokens, w, self.mode)
-        basis = torch.linalg.qr(w.to(tokens.device, tokens.dtype).T)[0]
+        basis = torch.linalg.qr(w.float().T)[0].to(tokens.device, tokens.dtype)  # there is no QR in bfloat16
         return tokens - tokens @ basis @ basis.T
 
 

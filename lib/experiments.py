@@ -99,11 +99,18 @@ def study(vlm: VLM, pairs: Sequence[Pair], progress: bool = False) -> Study:
     return Study(vlm, tuple(pairs), clean, other, vlm.candidates([pair.candidates for pair in pairs]))
 
 
+def centred(pairs: Sequence[Pair]) -> None:
+    """A UserError where a pair's lines are shifted: sets of image tokens are those of lines in the middle."""
+    if any(pair.clean.shift != (0, 0) for pair in pairs):
+        raise UserError("Token sets are those of lines in the middle of the canvas: draw these pairs without shift.")
+
+
 def ablated(vlm: VLM, pairs: Sequence[AblatedPair], progress: bool = False) -> Study:
     """The study of the same pairs with order removed from every picture's image tokens (PROTOCOL.md 5).
 
-    Pairs may mix directions; each picture is ablated along its own axis.
+    Pairs may mix directions; each picture is ablated along its own axis. They must stand in the middle (`centred`).
     """
+    centred(pairs)
     plain = [scene for pair in pairs for scene in (*pair.alone, pair.empty)]
     images, index = vlm.distinct([scene.image(vlm.grid.canvas) for scene in plain], progress)
     index = index.reshape(-1, 4)
@@ -135,8 +142,9 @@ def regions(
 
     own=False: each region takes the *other* region's vectors of the counterfactual, its mirror: the entity stays, its
     order code moves. own=True: the regions change places within the clean run: entities move, each with its code.
-    Random regions are drawn anew for every pair.
+    Random regions are drawn anew for every pair. Lines must stand in the middle (`centred`).
     """
+    centred(study.pairs)
     rng = np.random.default_rng(seed)
     out = {}
     for name in names:
@@ -174,6 +182,7 @@ def exchanged_in_encoder(
     study: Study, code: Sequence[str], slots=None, seed: int = 0, progress: bool = False
 ) -> pd.DataFrame:
     """The same exchange on the patches inside the image encoder, at encoder slots (random regions: one per axis)."""
+    centred(study.pairs)
     images, orientations = pictures(study), study.labels["orientation"].to_numpy()
     parts = []
     for orientation in dict.fromkeys(orientations):

@@ -60,6 +60,7 @@ class Family:
         default_factory=lambda: MappingProxyType({})
     )  # call options of the processor
     inputs: tuple[str, ...] = ("pixel_values",)  # what get_image_features takes from the processor's output
+    side_form: str = "reference_point"  # the form in which the paper asks it COCO-spatial questions
 
 
 def _options(**options) -> MappingProxyType:
@@ -102,6 +103,7 @@ FAMILIES: tuple[Family, ...] = (
         after="<end_of_image>\n\n",
         bidirectional=True,
         processor="Gemma3ImageProcessorPil",
+        side_form="is_the",
         options=_options(do_pan_and_scan=False),
     ),
     Family(
@@ -188,26 +190,6 @@ CHECKPOINTS = {
     "smolvlm": "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
 }
 
-# Family of each short name, for those who need a grid before anything is downloaded.
-FAMILY_OF = {
-    "qwen2-vl-2b": "qwen2-vl",
-    "qwen2-vl-7b": "qwen2-vl",
-    "qwen2.5-vl-3b": "qwen2.5-vl",
-    "qwen2.5-vl-7b": "qwen2.5-vl",
-    "gemma-3-4b": "gemma-3",
-    "pixtral-12b": "pixtral",
-    "llava-1.5-7b": "llava-1.5",
-    "llava-onevision-0.5b": "llava-onevision",
-    "llava-onevision-7b": "llava-onevision",
-    "internvl3-1b": "internvl3",
-    "internvl3-2b": "internvl3",
-    "smolvlm": "smolvlm",
-    "reference": "reference",
-    "joint": "reference",
-    "vision_only": "reference",
-    "backbone_only": "reference",
-}
-
 
 def family(name: str) -> Family:
     """The record of a family by its name."""
@@ -215,11 +197,6 @@ def family(name: str) -> Family:
         if record.name == name:
             return record
     raise UserError(f"Unknown family {name!r}; known are {', '.join(record.name for record in FAMILIES)}.")
-
-
-def grid(model: str) -> Grid | None:
-    """The token grid of a model by its short name; None when only its files can tell."""
-    return family(FAMILY_OF[model]).grid if model in FAMILY_OF else None
 
 
 def family_of(architecture: str, vision: str | None) -> Family:

@@ -5,6 +5,7 @@ marker say it once more, so figures survive grey print. Saving writes picture, p
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import matplotlib as mpl
@@ -21,6 +22,10 @@ WIDTH = 7.0  # inches: the text width of a page
 
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILLION, PURPLE, GREY = "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#7F7F7F"
+
+
+# what readers call the two orientations
+AXES = {"horizontal": "left-right", "vertical": "above-below"}
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,8 @@ def look(role: str, number: int = 0) -> Look:
 
 
 def use_style() -> None:
-    """Set the style; called once at the top of every notebook."""
+    """Set the style of figures and tables; called once at the top of every notebook."""
+    pd.set_option("display.max_colwidth", None)
     sns.set_theme(context="paper", style="ticks", font="DejaVu Sans")  # the font that comes with matplotlib
     mpl.rcParams.update(
         {
@@ -179,16 +185,25 @@ def gallery(pictures: dict, columns: int = 4, frame: bool = False):
     return figure
 
 
-def dots(ax, data: pd.DataFrame, x: str, y: str, hue: str) -> None:
-    """A dot with its interval (columns `low`, `high`) for every x and hue, hues side by side in their looks."""
-    names, hues = list(dict.fromkeys(data[x])), list(dict.fromkeys(data[hue]))
+def legend_below(figure, ax, **names: str) -> None:
+    """The legend of `ax` below the whole figure, in one line; `names` renames labels, else _ becomes a space."""
+    handles, labels = ax.get_legend_handles_labels()
+    shown = [names.get(label, label.replace("_", " ")) for label in labels]
+    figure.legend(handles, shown, loc="outside lower center", ncols=len(shown))
+
+
+def dots(ax, data: pd.DataFrame, x: str, y: str, hue: str, hues: Sequence[str] = ()) -> None:
+    """A dot with its interval (columns `low`, `high`) for every x and hue, hues side by side in their looks.
+
+    hues: their order, default that of appearance; name it where panels share a legend.
+    """
+    names, hues = list(dict.fromkeys(data[x])), list(hues) or list(dict.fromkeys(data[hue]))
     for number, name in enumerate(hues):
         part, style = data[data[hue] == name], look(name, number)
         places = [names.index(value) + (number - (len(hues) - 1) / 2) * 0.15 for value in part[x]]
         bars = np.clip([part[y] - part["low"], part["high"] - part[y]], 0, None)
         ax.errorbar(places, part[y], bars, fmt=style.marker, color=style.colour, elinewidth=1, label=name)
     ax.set_xticks(range(len(names)), names)
-    ax.legend(ncols=len(hues), loc="lower left")
 
 
 def outline(mask: np.ndarray) -> np.ndarray:

@@ -1,8 +1,8 @@
 """The claims of the paper, what is measured for each, and the rule that turns a value into a verdict (floor 4).
 
 One rule for every row: with the 95 % interval of the metric wholly above its threshold the claim is *reproduced*,
-wholly at or below it *not reproduced*, else *inconclusive*. Metrics and thresholds stand here, before any value is
-computed.
+wholly at or below it *not reproduced*, else *inconclusive*; so are fewer than five units. Metrics and thresholds stand
+here, before any value is computed.
 Effects are on the scale clean run = 0, counterfactual run = 1 of P(opposite) - P(target), unless said otherwise.
 """
 
@@ -14,6 +14,8 @@ import pandas as pd
 
 from lib import paths
 from lib.errors import UserError
+
+LEAST = 5  # units (pairs, entities, scenes): an interval from fewer says nothing
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,11 @@ class Measure:
     def rule(self) -> str:
         return f"95 % interval above {self.threshold:g}"
 
-    def verdict(self, low: float, high: float) -> str:
+    def verdict(self, low: float, high: float, n: int) -> str:
         if not low <= high:
             raise ValueError(f"{self.metric}: interval {low}..{high} is upside down or not a number")
+        if n < LEAST:
+            return "inconclusive"
         if low > self.threshold:
             return "reproduced"
         return "not reproduced" if high <= self.threshold else "inconclusive"
@@ -85,7 +89,7 @@ def row(metric: str, value: float, low: float, high: float, n: int, notebook: st
         "n": int(n),
         "paper": measure.paper,
         "rule": measure.rule,
-        "verdict": measure.verdict(low, high),
+        "verdict": measure.verdict(low, high, n),
         "notebook": notebook,
         "cell": cell,
     }

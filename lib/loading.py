@@ -52,12 +52,14 @@ def read(
     elif isinstance(dtype, str):
         dtype = getattr(torch, dtype)
     with _explained(name):
-        config = AutoConfig.from_pretrained(path, revision=revision)
+        safe = {"revision": revision, "trust_remote_code": False}  # no code from a checkpoint is ever run
+        config = AutoConfig.from_pretrained(path, **safe)
         record = family_of(config.model_type, getattr(getattr(config, "vision_config", None), "model_type", None))
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(path, **safe)
         model, info = AutoModelForImageTextToText.from_pretrained(
             path,
-            revision=revision,
+            **safe,
+            use_safetensors=True,  # nor a pickle read
             dtype=dtype,
             attn_implementation=attn,
             device_map=device_map,
@@ -74,14 +76,13 @@ def read(
 
 
 def default_dtype(device: str, device_map=None) -> torch.dtype:
-    """float32 on a CPU; on a GPU bfloat16, but float32 where that is only emulated (before Ampere, such as a T4).
+    """float32 on a CPU; on a CUDA GPU bfloat16, but float32 where that is only emulated (before Ampere, such as a T4).
 
     Never float16: its range ends at 65504, which activations of Qwen2-VL and Gemma 3 exceed.
     """
-    if str(device) == "cpu" and device_map is None:
+    if not torch.cuda.is_available() or (str(device) == "cpu" and device_map is None):
         return torch.float32
-    emulated = torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.float32 if emulated else torch.bfloat16
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
 
 
 @contextmanager
@@ -107,7 +108,7 @@ def _explained(name):
             f"{name}: cannot be read ({first}); check the name, the folder, and the connection if it is on the hub."
         ) from error
     except ValueError as error:
-        if "model type" in str(error) or "Unrecognized" in str(error) or "not recognize" in str(error):
+        if any(words in str(error) for words in ("model type", "Unrecognized", "not recognize", "custom code")):
             raise UserError(
                 f"{name}: transformers does not know this architecture; see 'Add your model' in lib/families.py."
             ) from error

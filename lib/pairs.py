@@ -81,10 +81,10 @@ def last_token_pairs(setting: str, grid: Grid, n: int = 50, seed: int = 0, **opt
 def mirrored_pairs(setting: str, grid: Grid, n: int = 50, seed: int = 0, **options) -> list[Pair]:
     """Clean picture (t0, t1, t2), counterfactual its mirror (t2, t1, t0), the same question (PROTOCOL.md 4).
 
-    n pairs per direction. Candidates: t0 (clean), t2 (counterfactual), t1 (reference). Options: directions
-    (default all four); shift (rows, columns) in tokens; photographs for random backgrounds, one per pair;
-    objects, a folder of your own pictures; split "test" or "train" to draw such pairs only. A UserError when
-    there are not n different pairs.
+    n pairs per direction, each of two pictures that no other has. Candidates: t0 (clean), t2 (counterfactual),
+    t1 (reference). Options: directions (default all four); shift (rows, columns) in tokens; photographs for
+    random backgrounds, one per pair; objects, a folder of your own pictures; split "test" or "train" to draw
+    such pairs only. A UserError when there are not n different pairs.
     """
     return _pairs(_mirrored, 3, setting, grid, n, seed, **options)
 
@@ -148,7 +148,7 @@ def _pairs(
             drawn = tuple(rng.permutation(len(things))[:size].tolist())
             if drawn in seen:
                 continue
-            seen.add(drawn)
+            seen |= {drawn, drawn[::-1]} if size == 3 else {drawn}  # three and their mirror are the same two pictures
             backdrop = random_backdrop(ground, photographs) if photographs else None
             mirror = direction in ("right", "below")
 

@@ -262,8 +262,9 @@ AROUND = ("run", "notebooks", "kernel", "published", "readme", "colab", "seeds")
 @cache
 def lib_digest() -> str:
     """One digest of the source that results depend on, names included: lib/ without AROUND and without the training
-    code, whose product, the weights, has a digest of its own."""
-    return files_digest({p.name: p for p in LIB.glob("*.py") if p.stem not in AROUND})
+    code, whose product, the weights, has a digest of its own; and the pictures of objects."""
+    code = {p.name: p for p in LIB.glob("*.py") if p.stem not in AROUND}
+    return files_digest(code | {p.name: p for p in OBJECTS.glob("*.png")})
 
 
 def files_digest(files: dict[str, Path]) -> str:

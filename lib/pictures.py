@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
+from lib.paths import OBJECTS
+
 CANVAS = 896  # side of the sketch in pixels: four times the stored pictures
 UNIT = CANVAS / 100
 FILL = 0.94  # longer side of an object as a share of the picture's side
-FOLDER = Path(__file__).resolve().parent.parent / "data" / "objects"
 
 Colour = tuple[int, int, int]
 Point = tuple[float, float]
@@ -286,7 +287,7 @@ def draw(name: str, pixels: int = 224) -> Image.Image:
     return Image.composite(Image.merge("RGBA", (*colour, alpha)), clear, alpha.point(lambda v: 255 * (v > 0)))
 
 
-def write_all(folder: Path | str = FOLDER) -> None:
+def write_all(folder: Path | str = OBJECTS) -> None:
     """Write every picture as <folder>/<name>.png."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from lib import ledger, paths
 from lib.errors import UserError
-from lib.models import find_model, known_models
+from lib.models import find_model, folder_digest, known_models, seeds, shipped
 from lib.notebooks import Notebook, load_notebook
 from lib.paths import show
 
@@ -71,6 +71,19 @@ def publish(notebooks: list[Notebook], models_folder: Path) -> None:
 # Does it belong to this code?
 
 
+def made_from(notebook: Notebook, model: str, digest: str, models_folder: Path) -> dict:
+    """Everything the result of a run depends on, its parameters aside; digest: that of the model.
+
+    All shipped models count where a notebook, run on its own model, puts them beside it.
+
+    Versions are recorded beside it, not compared: they differ between machines that should agree.
+    """
+    made = {"schema": paths.SCHEMA, "lib": paths.lib_digest(), "notebook": notebook.digest, "model": digest}
+    if model == notebook.parameters["model"] and "models.seeds(" in notebook.source:
+        made["shipped"] = {name: folder_digest(folder) for name, folder in shipped(models_folder).items()}
+    return made
+
+
 def why_stale(executed: Path, stamp: Path, wanted: dict) -> str:
     """Why a run does not stand (any more); empty when it does."""
     if not stamp.is_file() or not executed.is_file():
@@ -96,15 +109,17 @@ def complaints(notebooks: list[Notebook], models_folder: Path) -> list[str]:
         found += [f"{show(ledger.path(model))}: {why}" for why in stale_ledger(model)]
     if summary_path().is_file() and summary_path().read_bytes() != summary_bytes(summary()):
         found.append(f"{show(summary_path())}: the ledgers changed since")
-    return found
+    return found + stale_seeds(models_folder)
 
 
 def stale_run(name: str, model: str, by_name: dict[str, Notebook], models_folder: Path) -> str:
     if name not in by_name:
         return "there is no such notebook any more"
-    wanted = {"schema": paths.SCHEMA, "lib": paths.lib_digest(), "notebook": by_name[name].digest}
-    if model in known_models(models_folder):  # a model from elsewhere is not at hand to be compared
-        wanted["model"] = find_model(model, models_folder).digest
+    known = model in known_models(models_folder)
+    digest = find_model(model, models_folder).digest if known else ""
+    wanted = made_from(by_name[name], model, digest, models_folder)
+    if not known:  # a model from elsewhere is not at hand to be compared
+        del wanted["model"]
     return why_stale(*places(name, model), wanted)
 
 
@@ -138,9 +153,25 @@ def stale_ledger(model: str) -> list[str]:
         measure = ledger.MEASURES.get(row["metric"])
         if measure is None:
             found.add(f"there is no measure {row['metric']} any more")
-        elif (row["rule"], row["verdict"]) != (measure.rule, measure.verdict(row["low"], row["high"])):
+        elif (row["rule"], row["verdict"]) != (measure.rule, measure.verdict(row["low"], row["high"], row["n"])):
             found.add(f"the verdict on {row['metric']} does not follow from the rule in lib/ledger.py")
     return sorted(found)
+
+
+def stale_seeds(models_folder: Path) -> list[str]:
+    """The claims over training seeds are of the seeds that are shipped, and those of seed 0 stand in its ledger."""
+    file = paths.outputs() / "seeds" / "seeds.csv"
+    if not file.is_file():
+        return []
+    table, found = pd.read_csv(file), []
+    for recipe, rows in table.groupby("recipe", sort=False):
+        if set(rows["seed"]) != set(seeds(recipe, models_folder)):
+            found.append(f"{show(file)}: {recipe} is shipped with other seeds, run `make seeds`")
+        own = {(row["metric"], row.get("setting")): round(row["value"], 9) for row in ledger.load(recipe)}
+        for row in rows[rows["seed"] == 0].itertuples():
+            if own.get((row.metric, row.setting)) != round(row.value, 9):
+                found.append(f"{show(file)}: {row.metric} is not that in the ledger of {recipe}, run `make seeds`")
+    return found
 
 
 # Models side by side

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from lib import paths, published
 from lib.errors import UserError, cli, unknown
-from lib.models import Model, find_model, known_models, shipped
+from lib.models import Model, find_model, hub_digest, known_models, shipped
 from lib.notebooks import Notebook, choose_notebooks, tidy, write_notebook
 from lib.paths import show
 
@@ -88,18 +88,9 @@ def choose_parameters(assignments: list[str], notebooks: list[Notebook]) -> dict
 
 
 def inputs(notebook: Notebook, model: Model, parameters: dict) -> dict:
-    """Everything the result of a run depends on.
-
-    Versions are recorded beside it, not compared: they differ between machines that should agree.
-    """
+    """Everything the result of a run depends on, its parameters among it."""
     recorded = json.loads(json.dumps(parameters | {"model": model.name}))  # as it reads back from a file
-    return {
-        "schema": paths.SCHEMA,
-        "notebook": notebook.digest,
-        "lib": paths.lib_digest(),
-        "model": model.digest,
-        "parameters": recorded,
-    }
+    return published.made_from(notebook, model.name, model.digest, paths.MODELS) | {"parameters": recorded}
 
 
 # Running
@@ -143,6 +134,8 @@ def run_notebook(notebook: Notebook, model: Model, parameters: dict) -> float:
             del os.environ["DUAL_NOTEBOOK"]
         seconds = round(time.monotonic() - started, 1)
         write_notebook(tidy(draft, hidden), executed)
+    if not Path(model.source).is_dir():
+        wanted["model"] = hub_digest(model.source)  # its revision is known now that it has been downloaded
     paths.write_json(
         wanted
         | {

@@ -19,6 +19,7 @@ from scipy import stats
 from lib.errors import UserError
 
 RESAMPLES, LEVEL = 2000, 0.95
+ROUNDING = 1e-6  # a mean below it counts as 0: it is what sums in float32 leave over
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ def ratio(above, below, units=None, resamples: int = RESAMPLES, level: float = L
     columns = [np.asarray(column, dtype=float) for column in (above, below)]
     units = np.arange(len(columns[0])) if units is None else np.unique(units, return_inverse=True)[1].ravel()
     sums = np.stack([np.bincount(units, column) for column in columns], axis=1)
-    value = float(np.divide(*sums.sum(0))) if abs(columns[1].mean()) > 1e-6 else np.nan  # below that: rounding
+    value = float(np.divide(*sums.sum(0))) if abs(columns[1].mean()) > ROUNDING else np.nan
     if not np.isfinite(value):
         return Estimate(np.nan, np.nan, np.nan, len(sums))
     with np.errstate(invalid="ignore", divide="ignore"):

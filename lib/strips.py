@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 
 from lib import stats, tokens
 from lib.errors import unknown
-from lib.experiments import Study
+from lib.experiments import Study, centred
 from lib.interventions import Interchange, swap
 from lib.lines import Lines
 from lib.probes import Probe, shuffled_labels, train
@@ -166,8 +166,9 @@ def relative_place(grid: Grid, orientation: str, shift: tuple[int, int] = (0, 0)
 def readings(probe: Probe, pictures: Lines) -> pd.DataFrame:
     """How tokens are read whose place in the line and whose place on the canvas differ.
 
-    Columns image, part (object, background), relative, absolute, neither: shares of these tokens. No rows where the
-    two places agree everywhere, as they do for lines that stand where probes are trained.
+    Columns image, part (object, background), relative, absolute, neither: shares of these tokens; relative dealt and
+    absolute dealt: what the first two would be with the part's readings dealt at random over its tokens. No rows where
+    the two places agree everywhere, as they do for lines that stand where probes are trained.
     """
     grid, axis = pictures.grid, pictures.orientation
     found = token_maps(probe, pictures.images).argmax(-1)
@@ -181,6 +182,9 @@ def readings(probe: Probe, pictures: Lines) -> pd.DataFrame:
         as_relative = (found[:, where] == relative[where]).mean(1)
         as_absolute = (found[:, where] == absolute[where]).mean(1)
         shares = {"relative": as_relative, "absolute": as_absolute, "neither": 1 - as_relative - as_absolute}
+        read = np.stack([(found[:, inside] == place).mean(1) for place in range(3)], 1)  # how often at all
+        shares |= {"relative dealt": read[:, relative[where]].mean(1)}
+        shares |= {"absolute dealt": read[:, absolute[where]].mean(1)}
         parts.append(pd.DataFrame({"image": np.arange(len(found)), "part": part, **shares}))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["image", "part"])
 
@@ -238,6 +242,7 @@ def partly_ablated(plain: Study, ablated: Study, part: str, seed: int = 0) -> St
     So background tokens become the empty canvas's and object tokens those of the entity alone in the middle
     (`interventions.ordering_ablation`). "none" is `plain`, "both" is `ablated`.
     """
+    centred(plain.pairs)
     rng, built = np.random.default_rng(seed), []
     sets = [part_tokens(plain.vlm.grid, pair.orientation, part, rng) for pair in plain.pairs]
     for before, after in ((plain.clean, ablated.clean), (plain.counterfactual, ablated.counterfactual)):
@@ -262,6 +267,7 @@ def some_tokens(study: Study, count: int, objects: bool = True, scattered: bool 
     background tokens of both sides are drawn from the whole canvas instead, so that they change places but not from
     one strip to the other.
     """
+    centred(study.pairs)
     rng, grid = np.random.default_rng(seed), study.vlm.grid
     first, last = [], []
     for pair in study.pairs:
@@ -278,6 +284,7 @@ def some_tokens(study: Study, count: int, objects: bool = True, scattered: bool 
 def in_place(study: Study, part: str) -> Interchange:
     """Tokens of a part (see PARTS) become the counterfactual's at the same place: nothing moves, one picture's tokens
     stand among the other's. "none" is the clean run, "both" the counterfactual's."""
+    centred(study.pairs)
     sets = np.stack([part_tokens(study.vlm.grid, pair.orientation, part) for pair in study.pairs])
     return Interchange(sets, sets)
 

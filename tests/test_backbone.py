@@ -156,20 +156,21 @@ def test_without_a_place_code_chance_is_exact(form):
     assert found["control"] > 0.8  # what things are is still there
 
 
-def test_content_independence_is_a_difference_within_images():
+def test_content_independence_is_a_difference_within_objects():
     rows = [
-        ("row", 0, "entities", 0.5),
-        ("row", 0, "control", 1.0),
-        ("row", 1, "entities", 1.0),
-        ("row", 1, "control", 1.0),
+        ("row", 0, 5, "entities", 0.5),
+        ("row", 0, 5, "control", 1.0),
+        ("row", 1, 6, "entities", 1.0),
+        ("row", 1, 6, "control", 1.0),
     ]
     rows += [
-        ("column", 0, "entities", 0.9),
-        ("column", 0, "control", 0.3),
-        ("column", 1, "control", 0.0),
+        ("column", 0, 5, "entities", 0.9),
+        ("column", 0, 5, "control", 0.3),
+        ("column", 1, 6, "control", 0.0),
     ]  # 1 has no new one
-    found = backbone.content_independence(pd.DataFrame(rows, columns=["orientation", "image", "test", "correct"]))
-    assert found["probe_held_out"].value == pytest.approx(0.8) and found["probe_held_out"].n == 3
+    table = pd.DataFrame(rows, columns=["orientation", "image", "entity", "test", "correct"])
+    found = backbone.content_independence(table)
+    assert found["probe_held_out"].value == pytest.approx(0.8) and found["probe_held_out"].n == 2  # entities
     assert found["probe_selectivity"].value == pytest.approx((-0.5 + 0 + 0.6) / 3)
 
 

@@ -10,13 +10,14 @@ import torch
 from tiny import tiny
 
 import lib.vlm
+from lib.errors import UserError
 from lib.vlm import VLM, KeyValues, Plan, Prompt
 
 
 @contextmanager
 def caught():
     """The contract must fail: by its assertion, or by running into the damage."""
-    with pytest.raises(Exception):  # noqa: B017
+    with pytest.raises((AssertionError, RuntimeError, IndexError, ValueError, UserError)):
         yield
 
 

@@ -16,7 +16,7 @@ from lib import enhancement, questions, realdata, scenes, stats
 from lib.enhancement import Asked, Change
 from lib.errors import UserError
 from lib.interventions import Run, along, amplify, tokens_at
-from lib.tokens import box_tokens
+from lib.tokens import box_tokens, object_tokens
 
 QUESTION = "which side is the square to the left"
 COUNT = 24
@@ -106,13 +106,26 @@ def test_directions_are_found(planted):
     assert enhancement.object_means(asked).shape == (COUNT, 2, 32)
 
 
+def test_directions_and_changes_of_a_model_in_bfloat16():
+    vlm = tiny("reference")
+    vlm.model.bfloat16()
+    items = enhancement.one_axis_each(questions.natural_questions(vlm.grid, scenes.HELD_OUT_PHOTOGRAPHS, n=60))
+    asked = enhancement.ask(vlm, items)
+    directions = enhancement.order_directions(asked)
+    images = asked.run.images
+    for mode in ("project", "complement"):
+        added = enhancement.change(asked, directions, mode=mode)(images[asked.run.index[:4]], np.arange(4))
+        assert added.dtype == torch.bfloat16 and torch.isfinite(added).all()
+
+
 def test_ends_are_in_the_order_of_the_axis(planted):
     vlm = planted[0].vlm
     for relation in questions.DIRECTIONS:
         first, last = enhancement.ends(side_item(0, relation, vlm.grid.canvas), vlm.grid)
         assert first.max() < last.min()
     line = questions.questions("squares", vlm.grid)[-1]
-    assert [list(end) for end in enhancement.ends(line, vlm.grid)] != [[], []]
+    for end, slot in zip(enhancement.ends(line, vlm.grid), (0, 2), strict=True):
+        assert list(end) == list(object_tokens(vlm.grid, line.orientation, slot))
 
 
 # --- changes --------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import tiny
 
-from lib import experiments, ledger, pairs, stats, vlm
+from lib import backbone, experiments, ledger, pairs, stats, strips, vlm
 from lib.errors import UserError
 from lib.interventions import Interchange, swap, token_sweep
 from lib.tokens import object_tokens, strip_tokens
@@ -49,6 +49,23 @@ def planted(clean, counterfactual, **patched):
                 where = {"slot": 0 if run == "patched" else -1, "moves": moves, "region": region or "none"}
                 rows.append({"pair": pair, "run": run, **where, "role": role, "probability": (1 + sign * value) / 2})
     return pd.DataFrame(rows)
+
+
+def test_lines_that_are_shifted_are_refused(model):
+    """Sets of tokens are those of the middle: an edit elsewhere would exchange background, and nothing would tell."""
+    drawn = pairs.ablated_pairs("squares", model.grid, n=1, shift=(1, 0))
+    study = experiments.study(model, drawn)
+    for call in (
+        lambda: experiments.regions(study, ["object"]),
+        lambda: experiments.ablated(model, drawn),
+        lambda: experiments.exchanged_in_encoder(study, ["object"]),
+        lambda: strips.some_tokens(study, 1),
+        lambda: strips.in_place(study, "object"),
+        lambda: strips.partly_ablated(study, study, "object"),
+        lambda: backbone.reading_sets(study),
+    ):
+        with pytest.raises(UserError, match="without shift"):
+            call()
 
 
 # --- pairs as runs ----------------------------------------------------------------------------------------------
@@ -117,7 +134,7 @@ def test_without_a_difference_there_is_no_effect_and_no_verdict():
     row = experiments.effects(table, ["region"]).iloc[0]
     assert np.isnan(row["effect"]) and np.isnan(row["low"])
     with pytest.raises(ValueError, match="not a number"):
-        ledger.MEASURES["strip_effect"].verdict(row["low"], row["high"])
+        ledger.MEASURES["strip_effect"].verdict(row["low"], row["high"], 50)
 
 
 def test_ratio_is_the_bootstrap_of_a_quotient():
@@ -309,7 +326,7 @@ def verdict(study, edit):
         study.vlm, study.clean, {"strip": edit}, study.ids, study.roles, study.other, slots=[0], progress=False
     )
     row = experiments.effects(table, ["edit"]).iloc[0]
-    return ledger.MEASURES["strip_effect"].verdict(row["low"], row["high"])
+    return ledger.MEASURES["strip_effect"].verdict(row["low"], row["high"], 50)
 
 
 def test_patching_the_wrong_strip_is_noticed(trained):

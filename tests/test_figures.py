@@ -85,6 +85,14 @@ def test_save_refuses_what_cannot_be_traced(tmp_path, monkeypatch):
     plt.close(fig)
 
 
+def test_dots_of_panels_that_share_a_legend_take_the_order_given():
+    _, ax = figures.panels()
+    data = pd.DataFrame({"x": "a", "hue": ["two", "one"], "y": 0.2, "low": 0.1, "high": 0.3})
+    figures.dots(ax, data, "x", "y", "hue", ["one", "two"])
+    assert ax.get_legend_handles_labels()[1] == ["one", "two"]
+    plt.close("all")
+
+
 def test_tables_round_for_display_only():
     data = pd.DataFrame({"setting": ["a"], "accuracy": [0.98765]})
     assert figures.table(data).accuracy[0] == 0.99 and data.accuracy[0] == 0.98765

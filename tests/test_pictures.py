@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lib import pictures
+from lib import paths, pictures
 
 
 def on(ground: str, picture: Image.Image) -> np.ndarray:
@@ -25,7 +25,7 @@ def test_names():
 
 @pytest.mark.parametrize("name", pictures.NAMES)
 def test_stored_file_is_what_the_code_draws(name, drawn):
-    path = pictures.FOLDER / f"{name}.png"
+    path = paths.OBJECTS / f"{name}.png"
     stored = Image.open(path)
     assert (stored.mode, stored.size) == ("RGBA", (224, 224))
     assert path.stat().st_size < 40_000

@@ -4,11 +4,14 @@ notebooks that run at the same time."""
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
+from safetensors.numpy import save_file
 
 from lib import figures, ledger, paths, published
 from lib.errors import UserError
@@ -86,6 +89,36 @@ def test_a_ledger_that_does_not_follow_from_the_rules(house, tmp_path):
     assert "no measure no_such_measure" in complaints
     assert "strip_minus_object is of 09_other, of which no run is here" in complaints
     assert "summary.csv: the ledgers changed since" in complaints
+
+
+def test_few_units_give_no_verdict():
+    assert row(value=0.9)["verdict"] == "reproduced"
+    assert ledger.row("strip_effect", 0.9, 0.9, 0.9, 1, "01_first", "cell")["verdict"] == "inconclusive"
+
+
+def test_models_beside_the_own_one_count_where_a_notebook_loads_them(house, tmp_path):
+    write = lambda name: paths.write_json({"name": name}, tmp_path / name / "config.json")  # noqa: E731
+    alone = published.made_from(house[0], "reference", "digest", tmp_path)
+    beside = replace(house[0], source="for name in models.seeds(recipe): ...")
+    monkey = published.made_from(beside, "reference", "digest", tmp_path)
+    assert "shipped" not in alone and monkey["shipped"] == {}
+    assert "shipped" not in published.made_from(beside, "joint", "digest", tmp_path)
+    write("joint")
+    save_file({"w": np.zeros(1)}, tmp_path / "joint/model.safetensors")
+    assert set(published.made_from(beside, "reference", "digest", tmp_path)["shipped"]) == {"joint"}
+
+
+def test_seeds_that_are_not_those_shipped(house, tmp_path):
+    (tmp_path / "models/reference").mkdir(parents=True)
+    paths.write_json({}, tmp_path / "models/reference/config.json")
+    table = pd.DataFrame([{"recipe": "reference", "seed": 0, **row(setting="squares")}])
+    file = paths.outputs() / "seeds/seeds.csv"
+    paths.write_csv(table, file)
+    assert published.stale_seeds(tmp_path / "models") == []
+    paths.write_csv(pd.concat([table, table.assign(seed=1)]), file)
+    assert "shipped with other seeds" in published.stale_seeds(tmp_path / "models")[0]
+    paths.write_csv(table.assign(value=0.5), file)
+    assert "not that in the ledger" in published.stale_seeds(tmp_path / "models")[0]
 
 
 def test_a_ledger_edited_by_hand(house, tmp_path):

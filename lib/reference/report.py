@@ -40,7 +40,7 @@ def free_items(n: int = 300, seed: int = 7) -> list[Item]:
                 names = (target.entity.name, *others, reference.entity.name)
                 text = questions.neighbour_question(kind, direction, reference.entity)
                 place = things.index(target.entity)
-                items.append(Item("free", direction, scene, text, names, "test", tuple(things), place))
+                items.append(Item("free", direction, scene, text, names, "test", tuple(things), place, things.index(reference.entity)))
     return items
 
 
