@@ -15,12 +15,11 @@ also the time against the number of slots (slots.csv and a figure). The naive pr
 from __future__ import annotations
 
 import argparse
-import cProfile
 import os
 import platform
-import pstats
 import time
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -267,20 +266,47 @@ PARTS = {  # functions of the engine, and what they do
 }
 
 
+@contextmanager
+def clocked(vlm: VLM):
+    """Own seconds of each of PARTS while the block runs: what a part calls counts as its own, other parts aside.
+
+    `run` called by another part belongs to that part: only a sweep's own runs count as runs.
+    """
+    own, nested = dict.fromkeys(PARTS, 0.0), []
+
+    def timed(name: str, method: Callable) -> Callable:
+        def call(*args, **kwargs):
+            if name == "run" and nested:
+                return method(*args, **kwargs)
+            nested.append(0.0)
+            started = time.perf_counter()
+            try:
+                return method(*args, **kwargs)
+            finally:
+                seconds = time.perf_counter() - started
+                own[name] += seconds - nested.pop()
+                if nested:
+                    nested[-1] += seconds
+
+        return call
+
+    for name in PARTS:
+        setattr(vlm, name, timed(name, getattr(vlm, name)))  # on this object; the class stays as it is
+    try:
+        yield own
+    finally:
+        for name in PARTS:
+            delattr(vlm, name)
+
+
 def where_time_goes(sweep: Sweep) -> pd.DataFrame:
-    """Share of the engine's time in each of PARTS (their own time and that of what they call, PARTS taken off), and
-    the rest: preparing pictures, tables, and Python in between. By cProfile, whose own cost is inside."""
-    profile = cProfile.Profile()
-    profile.runcall(sweep.fast)
-    stats = pstats.Stats(profile).stats
-    inside = {name: 0.0 for name in PARTS}
-    for (path, _, name), (_, _, _, seconds, _) in stats.items():
-        if name in PARTS and Path(path).name == "vlm.py" and "lib" in Path(path).parts:
-            inside[name] += seconds
-    inside["run"] -= inside["contexts"] + inside["ask"]  # both call it; what is left was called by a sweep itself
-    total = sum(own for _, _, own, _, _ in stats.values())
-    inside["rest"] = total - sum(inside.values())
-    rows = [{"sweep": sweep.name, "part": part, "share": max(0.0, own) / total} for part, own in inside.items()]
+    """Share of the engine's time in each of PARTS, and the rest: preparing pictures, tables, and Python in between."""
+    with clocked(sweep.vlm) as own:
+        started = time.perf_counter()
+        sweep.fast()
+        total = time.perf_counter() - started
+    own["rest"] = total - sum(own.values())
+    rows = [{"sweep": sweep.name, "part": part, "share": seconds / total} for part, seconds in own.items()]
     return pd.DataFrame(rows).assign(does=lambda t: t["part"].map(PARTS | {"rest": "tables, pictures, Python"}))
 
 
