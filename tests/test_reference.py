@@ -202,3 +202,17 @@ def test_the_script_of_the_card_answers_red_without_this_library(name, tmp_path)
         [sys.executable, "-I", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert out.stdout.strip().endswith("red"), out.stderr[-2000:]
+
+
+@pytest.mark.parametrize(("answers", "stages"), [([True], 5), ([False, True], 6), ([False] * 9, 5 + train.TRIES)])
+def test_the_last_stage_comes_again_until_every_direction_is_answered(answers, stages, monkeypatch, tmp_path):
+    run, judged = [], iter(answers)
+    monkeypatch.setattr(train, "CHECKPOINTS", tmp_path)
+    monkeypatch.setattr(train, "run_stage", lambda stage, number, *rest: run.append((stage.name, number)))
+    monkeypatch.setattr(train, "competent", lambda model: next(judged))
+    train.train("reference", half=False)
+    assert [number for _, number in run] == list(range(stages))
+    assert {name for name, number in run if number > 4} <= {"contested"}
+    run.clear()
+    train.train("vision_only", half=False)  # nothing comes again: it is what it is
+    assert len(run) == 1
