@@ -212,7 +212,7 @@ def test_the_last_stage_comes_again_until_every_direction_is_answered(answers, s
     monkeypatch.setattr(train, "competent", lambda model: next(judged))
     train.train("reference", half=False)
     assert [number for _, number in run] == list(range(stages))
-    assert {name for name, number in run if number > 4} <= {"contested"}
+    assert {name for name, number in run if number > 4} <= {"again"}
     run.clear()
     train.train("vision_only", half=False)  # nothing comes again: it is what it is
     assert len(run) == 1

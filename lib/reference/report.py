@@ -136,11 +136,11 @@ def repeats(recipe: train.Recipe, log: Path) -> str:
     if not recipe.again:
         return ""
     entries = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
-    ended = sum((entry["stage"], entry["step"]) == (recipe.again.name, recipe.again.steps) for entry in entries)
-    times = ended - recipe.stages.count(recipe.again)
+    times = sum((entry["stage"], entry["step"]) == (recipe.again.name, recipe.again.steps) for entry in entries)
     return (
-        f"\n`{recipe.again.name}` ({recipe.again.steps} steps) comes again, at most {train.TRIES} times, while a direction is "
-        f"answered right in less than {train.COMPETENT:.0%} of lines; here {times} times.\n"
+        f"\nA stage like the last one, from rows and columns on and with more questions about extremes ({recipe.again.steps} "
+        f"steps), follows at most {train.TRIES} times, while a direction is answered right in less than "
+        f"{train.COMPETENT:.0%} of lines; here {times} times.\n"
     )
 
 

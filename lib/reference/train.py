@@ -58,6 +58,7 @@ class Stage:
     start: float = 0.0
     batch: int = 32
     contested: bool = False  # see curriculum.lesson
+    extremes: int = 2
 
 
 ALL = ("encoder", "projector", "backbone")
@@ -65,8 +66,8 @@ ALL = ("encoder", "projector", "backbone")
 
 @dataclass(frozen=True)
 class Recipe:
-    """again: a stage that is run up to TRIES times more, each with a schedule of its own, while `competent` says no: in
-    some seeds an axis is known up to its mirror image only when the stages are over."""
+    """again: a stage that follows up to TRIES times, from rows and columns on, while `competent` says no: in some seeds
+    an axis is known only up to its mirror image when the stages are over."""
 
     stages: tuple[Stage, ...]
     blind: str | None = None
@@ -75,7 +76,6 @@ class Recipe:
 
 TRIES, COMPETENT = 3, 0.95  # accuracy of every setting and direction, on lines that are not those of the evaluation
 
-CONTESTED = Stage("contested", "questions", 500, ("projector", "backbone"), rate=0.5, start=0.3, contested=True)
 RECIPES = {
     "reference": Recipe(
         (
@@ -83,14 +83,14 @@ RECIPES = {
             Stage("language", "text", 800, ("backbone",)),
             Stage("projector", "captions_by_backbone", 200, ("projector",), start=0.7),
             Stage("instruction", "questions", 1100, ("projector", "backbone"), rate=0.7),
-            CONTESTED,
+            Stage("contested", "questions", 500, ("projector", "backbone"), rate=0.5, start=0.3, contested=True),
         ),
-        again=CONTESTED,
+        again=Stage("again", "questions", 600, ("projector", "backbone"), rate=0.7, contested=True, extremes=4),
     ),
     # contested from the start: without it these stayed at chance, their places known only up to a mirror image
     "joint": Recipe(
         (Stage("joint", "questions", 2400, ALL, contested=True),),
-        again=Stage("joint again", "questions", 800, ALL, contested=True),
+        again=Stage("again", "questions", 800, ALL, contested=True, extremes=4),
     ),
     "vision_only": Recipe((Stage("joint", "questions", 1600, ALL, contested=True),), blind="backbone"),
     "backbone_only": Recipe((Stage("joint", "questions", 1200, ALL, contested=True),), blind="encoder"),
@@ -147,7 +147,9 @@ def pack(lessons: list[tuple[tuple[str, str], ...]]) -> tuple[torch.Tensor, torc
 
 def picture_batch(rng: np.random.Generator, stage: Stage, progress: float) -> Batch:
     captions_only = stage.task != "questions"
-    lessons = [curriculum.lesson(rng, progress, captions_only, stage.contested) for _ in range(stage.batch)]
+    lessons = [
+        curriculum.lesson(rng, progress, captions_only, stage.contested, stage.extremes) for _ in range(stage.batch)
+    ]
     return Batch(pixels([each.scene for each in lessons]), *pack([each.texts for each in lessons]))
 
 
