@@ -243,22 +243,16 @@ def some(rng: np.random.Generator, texts: list[Text], n: int) -> list[Text]:
 
 
 def lesson(
-    rng: np.random.Generator,
-    progress: float,
-    captions_only: bool = False,
-    contested: bool = False,
-    extremes: int = 2,
+    rng: np.random.Generator, progress: float, captions_only: bool = False, contested: bool = False
 ) -> Lesson:
     """One scene and about a dozen texts: places, pairs, extremes, neighbours and - unless captions only - questions.
 
-    contested: four questions about neighbours instead of two, all contested, where the scene has such. extremes: how
-    many of which is leftmost, rightmost, topmost, lowest; they tell an axis from its mirror image.
+    contested: four questions about neighbours instead of two, all contested, where the scene has such.
     """
     kind, scene = random_scene(rng, progress)
     placed = scene.placements
     pairs = [pair_text(a, b) for a in placed for b in placed if a is not b]
-    texts = some(rng, [place_text(p) for p in placed], 4) + some(rng, pairs, 3)
-    texts += some(rng, extreme_texts(placed), extremes)
+    texts = some(rng, [place_text(p) for p in placed], 4) + some(rng, pairs, 3) + some(rng, extreme_texts(placed), 2)
     texts += some(rng, short_neighbour_texts(placed), 4 if captions_only else 2)
     if not captions_only:
         texts += some(rng, neighbour_texts(kind, placed, contested), 4 if contested else 2)

@@ -132,15 +132,14 @@ print(processor.decode(answer[0, -1:]))  # red
 
 
 def repeats(recipe: train.Recipe, log: Path) -> str:
-    """A paragraph on how often the last stage came again."""
-    if not recipe.again:
+    """A paragraph on how often training was tried."""
+    if recipe.retried is None:
         return ""
-    entries = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
-    times = sum((entry["stage"], entry["step"]) == (recipe.again.name, recipe.again.steps) for entry in entries)
+    entries, last = [json.loads(line) for line in log.read_text("utf-8").splitlines()], recipe.stages[-1]
+    times = sum((entry["stage"], entry["step"]) == (last.name, last.steps) for entry in entries)
     return (
-        f"\nA stage like the last one, from rows and columns on and with more questions about extremes ({recipe.again.steps} "
-        f"steps), follows at most {train.TRIES} times, while a direction is answered right in less than "
-        f"{train.COMPETENT:.0%} of lines; here {times} times.\n"
+        f"\nFrom `{recipe.stages[recipe.retried].name}` on, training is tried at most {train.TRIES} times, with other draws, "
+        f"until every direction is answered right in {train.COMPETENT:.0%} of lines; this is try {times}.\n"
     )
 
 
