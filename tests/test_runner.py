@@ -125,6 +125,20 @@ def test_without_a_model_the_plan_is_run(house, capsys):
     assert "[1/1] other 02_second" in capsys.readouterr().out
 
 
+def test_the_revision_of_a_hub_model_is_recorded_once_it_has_been_downloaded(house, monkeypatch, capsys):
+    cached = []
+
+    def found_now(hub_id):
+        cached.append(hub_id)
+        return f"{hub_id}@revision"
+
+    monkeypatch.setattr("lib.models.hub_digest", lambda hub_id: f"{hub_id}@revision" if cached else hub_id)
+    monkeypatch.setattr("lib.run.hub_digest", found_now)
+    for told in ("done in", "up to date"):
+        assert run(house, "--model", "owner/name", "--notebooks", "02") == 0
+        assert told in capsys.readouterr().out
+
+
 def test_results_name_notebook_and_parameters(house):
     assert run(house, "--model", f"{house}/models/other", "--notebooks", "01", "-p", "seed=5") == 0
     note = paths.read_provenance(house / "out/other/work.json")
