@@ -118,7 +118,7 @@ def test_seeds_that_are_not_those_shipped(house, tmp_path):
     paths.write_csv(pd.concat([table, table.assign(seed=1)]), file)
     assert "shipped with other seeds" in published.stale_seeds(tmp_path / "models")[0]
     paths.write_csv(table.assign(value=0.5), file)
-    assert "not that in the ledger" in published.stale_seeds(tmp_path / "models")[0]
+    assert "says something else" in published.stale_seeds(tmp_path / "models")[0]
 
 
 def test_a_ledger_edited_by_hand(house, tmp_path):
