@@ -202,17 +202,3 @@ def test_the_script_of_the_card_answers_red_without_this_library(name, tmp_path)
         [sys.executable, "-I", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert out.stdout.strip().endswith("red"), out.stderr[-2000:]
-
-
-@pytest.mark.parametrize(("answers", "tries"), [([True], 1), ([False, True], 2), ([False] * 9, train.TRIES)])
-def test_the_last_stages_are_tried_again_until_every_direction_is_answered(answers, tries, monkeypatch, tmp_path):
-    run, judged = [], iter(answers)
-    monkeypatch.setattr(train, "CHECKPOINTS", tmp_path)
-    monkeypatch.setattr(train, "run_stage", lambda stage, number, *rest: run.append((stage.name, number)))
-    monkeypatch.setattr(train, "competent", lambda model: next(judged))
-    train.train("reference", half=False)
-    numbers = [number for _, number in run]
-    assert numbers == sum(([0, 1, 2, 3 + 100 * k, 4 + 100 * k] for k in range(tries)), [])
-    run.clear()
-    train.train("vision_only", half=False)
-    assert len(run) == 1

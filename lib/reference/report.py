@@ -7,9 +7,7 @@ one question per sequence. Writes data/models/<name>/accuracy.csv and README.md 
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -131,18 +129,6 @@ print(processor.decode(answer[0, -1:]))  # red
 """
 
 
-def repeats(recipe: train.Recipe, log: Path) -> str:
-    """A paragraph on how often training was tried."""
-    if recipe.retried is None:
-        return ""
-    entries, last = [json.loads(line) for line in log.read_text("utf-8").splitlines()], recipe.stages[-1]
-    times = sum((entry["stage"], entry["step"]) == (last.name, last.steps) for entry in entries)
-    return (
-        f"\nFrom `{recipe.stages[recipe.retried].name}` on, training is tried at most {train.TRIES} times, with other draws, "
-        f"until every direction is answered right in {train.COMPETENT:.0%} of lines; this is try {times}.\n"
-    )
-
-
 def card(recipe_name: str, model: vlm.VLM, table: pd.DataFrame, preset: str, seed: int) -> str:
     """The model card in Markdown."""
     name, recipe = seeded(recipe_name, seed), train.RECIPES[recipe_name]
@@ -175,7 +161,7 @@ It is a `LlavaForConditionalGeneration` (SigLIP encoder with learned positions, 
 `python -m lib.reference.train {recipe_name} --preset {preset} --seed {seed}`: stages below; Muon (0.02 x rate) on weight matrices, AdamW (0.002 x rate) on embeddings, head, norms and biases, warm-up of 100 steps, linear decay to zero, {train.LONGEST} text tokens a scene.
 
 {stages.to_markdown(index=False)}
-{repeats(recipe, MODELS / name / "training.jsonl")}
+
 Loss, accuracy and seconds along the way are in `training.jsonl` (seconds of one thread on a busy two-core machine, counted anew after a stop).
 
 Data: scenes drawn by `lib/scenes.py`, texts by `lib/reference/curriculum.py`; nothing else. Rows and columns, free layouts, grids, cut-outs of {len(scenes.TRAINING_PHOTOGRAPHS)} photographs ({", ".join(scenes.TRAINING_PHOTOGRAPHS)}) and, last, naturalistic scenes. Never in training: the centred lines of the evaluation, the `test` triples (a third of all) in any row or column, the photographs {", ".join(scenes.HELD_OUT_PHOTOGRAPHS)}. All pictures of the tables below are therefore new to the model.
