@@ -72,15 +72,21 @@ def over_seeds() -> str:
 
 
 def accuracies() -> str:
-    """What the cards of the shipped models say in short: the lowest of the four directions, unseen lines of three."""
+    """What the cards of the shipped models say in short: the lowest of the four directions, unseen lines of three. And
+    the same of training seeds that did not learn the task and are not shipped."""
     lines = [f"| model | {' | '.join(SETTINGS)} | naturalistic |", "|---|" + "---|" * (len(SETTINGS) + 1)]
     order = sorted(shipped(), key=lambda name: (name.split("-")[0] != "reference", "_" in name, name))
-    for name in order:
-        table = pd.read_csv(MODELS / name / "accuracy.csv")
+    files = {f"`{name}`": MODELS / name / "accuracy.csv" for name in order}
+    files |= {
+        f"{path.parent.name}, training seed {path.stem.removeprefix('accuracy-seed')}, not shipped": path
+        for path in sorted(MODELS.glob("*/accuracy-seed*.csv"), reverse=True)
+    }
+    for name, file in files.items():
+        table = pd.read_csv(file)
         tested = table[table["split"] == "test"].groupby("setting")["accuracy"]
         lowest, natural = tested.min(), table[table["setting"].str.contains("both option orders")]["accuracy"]
         cells = [f"{lowest[setting]:.2f}" for setting in SETTINGS] + [f"{natural.min():.2f} - {natural.max():.2f}"]
-        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
