@@ -108,6 +108,8 @@ def tidy(draft: Path, replacements: dict[str, str]) -> nbformat.NotebookNode:
     for cell in nb.cells:
         for key in ("papermill", "execution"):
             cell.metadata.pop(key, None)
+        if cell.cell_type == "code":
+            cell.outputs = joined(cell.outputs)
     for tag in ("injected-parameters", "papermill-error-cell-tag", "papermill-error-cell"):
         for number, cell in enumerate(c for c in nb.cells if tag in c.metadata.get("tags", [])):
             cell.id = f"{tag}-{number}"  # papermill draws ids at random
@@ -120,6 +122,18 @@ def tidy(draft: Path, replacements: dict[str, str]) -> nbformat.NotebookNode:
     }
     pairs = [(old, new) for old, new in (known | replacements).items() if os.sep in old and len(old) > 1]
     return scrub(nb, sorted(pairs, key=lambda pair: -len(pair[0])))  # longest first: one may hold another
+
+
+def joined(outputs: list) -> list:
+    """What was printed in one go as one output: where the kernel cut it is a matter of timing."""
+    out = []
+    for output in outputs:
+        before = out[-1] if out else {}
+        if output.output_type == "stream" and before.get("name") == output.name:
+            before.text += output.text
+        else:
+            out.append(output)
+    return out
 
 
 def scrub(value, pairs):

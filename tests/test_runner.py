@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from lib import paths
 from lib.errors import UserError
-from lib.notebooks import load_notebook, scrub
+from lib.notebooks import joined, load_notebook, scrub
 from lib.run import main, read_value
 
 PARAMETERS = 'model = "reference"\nseed = 0  # of every draw\nrate = 0.5\nword = "a#b"\nsizes = [1, 2]\n'
@@ -137,6 +137,13 @@ def test_the_revision_of_a_hub_model_is_recorded_once_it_has_been_downloaded(hou
     for told in ("done in", "up to date"):
         assert run(house, "--model", "owner/name", "--notebooks", "02") == 0
         assert told in capsys.readouterr().out
+
+
+def test_printed_text_is_one_output_however_the_kernel_cuts_it():
+    printed = [nbformat.v4.new_output("stream", name=name, text=text) for name, text in
+               (("stdout", "a\n"), ("stdout", "b\n"), ("stderr", "c\n"), ("stdout", "d\n"))]  # fmt: skip
+    assert [each.text for each in joined(printed)] == ["a\nb\n", "c\n", "d\n"]
+    assert joined([]) == []
 
 
 def test_results_name_notebook_and_parameters(house):
