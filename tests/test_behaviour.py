@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 
 from lib import behaviour, questions
+from lib.families import family
 from lib.scenes import GRIDS, HELD_OUT_PHOTOGRAPHS
 
 GRID = GRIDS["reference"]
@@ -13,6 +14,7 @@ class Oracle:
     """Stands in for a VLM: gives the word that `choose(row, words)` picks a probability of .7, the others share .3."""
 
     grid = GRID
+    family = family("reference")
 
     def __init__(self, choose):
         self.choose = choose
