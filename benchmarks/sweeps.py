@@ -274,7 +274,7 @@ def clocked(vlm: VLM):
     """
     own, nested = dict.fromkeys(PARTS, 0.0), []
 
-    def timed(name: str, method: Callable) -> Callable:
+    def counted(name: str, method: Callable) -> Callable:
         def call(*args, **kwargs):
             if name == "run" and nested:
                 return method(*args, **kwargs)
@@ -291,7 +291,7 @@ def clocked(vlm: VLM):
         return call
 
     for name in PARTS:
-        setattr(vlm, name, timed(name, getattr(vlm, name)))  # on this object; the class stays as it is
+        setattr(vlm, name, counted(name, getattr(vlm, name)))  # on this object; the class stays as it is
     try:
         yield own
     finally:

@@ -100,8 +100,8 @@ def test_models_beside_the_own_one_count_where_a_notebook_loads_them(house, tmp_
     write = lambda name: paths.write_json({"name": name}, tmp_path / name / "config.json")  # noqa: E731
     alone = published.made_from(house[0], "reference", "digest", tmp_path)
     beside = replace(house[0], source="for name in models.seeds(recipe): ...")
-    monkey = published.made_from(beside, "reference", "digest", tmp_path)
-    assert "shipped" not in alone and monkey["shipped"] == {}
+    with_others = published.made_from(beside, "reference", "digest", tmp_path)
+    assert "shipped" not in alone and with_others["shipped"] == {}
     assert "shipped" not in published.made_from(beside, "joint", "digest", tmp_path)
     write("joint")
     save_file({"w": np.zeros(1)}, tmp_path / "joint/model.safetensors")
@@ -112,13 +112,16 @@ def test_seeds_that_are_not_those_shipped(house, tmp_path):
     (tmp_path / "models/reference").mkdir(parents=True)
     paths.write_json({}, tmp_path / "models/reference/config.json")
     table = pd.DataFrame([{"recipe": "reference", "seed": 0, **row(setting="squares")}])
-    file = paths.outputs() / "seeds/seeds.csv"
-    paths.write_csv(table, file)
+    file, note = paths.outputs() / "seeds/seeds.csv", paths.provenance("reference", 0)
+    paths.write_csv(table, file, note)
     assert published.stale_seeds(tmp_path / "models") == []
-    paths.write_csv(pd.concat([table, table.assign(seed=1)]), file)
+    paths.write_csv(pd.concat([table, table.assign(seed=1)]), file, note)
     assert "shipped with other seeds" in published.stale_seeds(tmp_path / "models")[0]
-    paths.write_csv(table.assign(value=0.5), file)
+    paths.write_csv(table.assign(value=0.5), file, note)
     assert "says something else" in published.stale_seeds(tmp_path / "models")[0]
+    file.write_text("cut short")
+    assert published.stale_seeds(tmp_path / "models") == []  # and told once, with the results
+    assert any("seeds.csv" in each for each in told(house, tmp_path))
 
 
 def test_a_ledger_edited_by_hand(house, tmp_path):

@@ -40,7 +40,8 @@ def free_items(n: int = 300, seed: int = 7) -> list[Item]:
                 names = (target.entity.name, *others, reference.entity.name)
                 text = questions.neighbour_question(kind, direction, reference.entity)
                 place = things.index(target.entity)
-                items.append(Item("free", direction, scene, text, names, "test", tuple(things), place, things.index(reference.entity)))
+                asked_about = things.index(reference.entity)
+                items.append(Item("free", direction, scene, text, names, "test", tuple(things), place, asked_about))
     return items
 
 
