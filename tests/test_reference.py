@@ -121,6 +121,21 @@ def test_a_blind_encoder_gives_a_patch_the_same_token_wherever_it_is():
     assert not torch.allclose(tokens[0], tokens[1])
 
 
+def test_waves_tell_rows_from_columns_and_near_from_far():
+    """Of the table that position embeddings may start from: halves, norms, and that the next row is the nearest."""
+    side, width = 6, 32
+    table = models.place_waves(side, width).reshape(side, side, width)
+    rows, columns = table[..., : width // 2], table[..., width // 2 :]
+    torch.testing.assert_close(rows, rows[:, :1].expand_as(rows))
+    torch.testing.assert_close(columns, columns[:1].expand_as(columns))
+    torch.testing.assert_close(table.norm(dim=-1).mean(), torch.tensor(models.NORM))
+    torch.testing.assert_close(table.mean((0, 1)), torch.zeros(width), atol=1e-5, rtol=0)
+    apart = torch.cdist(rows[:, 0], rows[:, 0])
+    assert all(apart[k, k + 1] < apart[k, k + 2 :].min() for k in range(side - 2))
+    built = models.build(TINY, 0, places="waves").model.vision_tower.embeddings.position_embedding.weight
+    torch.testing.assert_close(built.detach(), models.place_waves(GRID.side, TINY.width))
+
+
 # --- optimiser and loop ----------------------------------------------------------------------------------------------
 
 

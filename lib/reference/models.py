@@ -66,8 +66,25 @@ def configuration(size: Size, blind: str | None = None) -> LlavaConfig:
     )
 
 
-def build(size: Size, seed: int, blind: str | None = None) -> LlavaForConditionalGeneration:
-    """A model at initialisation, norms of patch and position embeddings balanced."""
+def place_waves(side: int, width: int) -> torch.Tensor:
+    """[side * side, width], mean norm NORM: sines and cosines of the row (first half) and of the column (second half).
+
+    The 2-D position embeddings of MAE (He et al. 2022) as a start for learned ones, their wave lengths chosen for a
+    grid of this size, and without the part that all places share.
+    """
+    rates = 100.0 ** -(torch.arange(width // 4) / (width // 4))
+    angles = torch.arange(side)[:, None] * rates
+    waves = torch.cat([angles.sin(), angles.cos()], 1)
+    table = torch.cat([waves.repeat_interleave(side, 0), waves.repeat(side, 1)], 1)
+    table = table - table.mean(0)
+    return table * (NORM / table.norm(dim=1).mean())
+
+
+def build(
+    size: Size, seed: int, blind: str | None = None, places: str = "random"
+) -> LlavaForConditionalGeneration:
+    """A model at initialisation, norms of patch and position embeddings balanced. places: what the (learned) position
+    embeddings start from, "random" numbers or "waves" (see `place_waves`)."""
     torch.manual_seed(seed)
     model = LlavaForConditionalGeneration(configuration(size, blind))
     embeddings = model.model.vision_tower.embeddings
@@ -75,7 +92,10 @@ def build(size: Size, seed: int, blind: str | None = None) -> LlavaForConditiona
         inputs = embeddings.patch_embedding.weight[0].numel()
         embeddings.patch_embedding.weight.normal_(std=NORM / (inputs * size.width) ** 0.5)
         embeddings.patch_embedding.bias.zero_()
-        embeddings.position_embedding.weight.normal_(std=NORM / size.width**0.5)
+        if places == "waves":
+            embeddings.position_embedding.weight.copy_(place_waves(GRID.side, size.width))
+        else:
+            embeddings.position_embedding.weight.normal_(std=NORM / size.width**0.5)
     if blind == "encoder":
         blindfold_encoder(model)
     return model

@@ -96,7 +96,11 @@ DESCRIPTIONS = {
     "reference": "made in stages, as published VLMs are: an encoder pre-trained by captioning (its text side sees image "
     "tokens as a set), a language model pre-trained on text alone, a projector aligned with both frozen, then "
     "instruction tuning with the encoder frozen. The default of this artifact.",
-    "joint": "everything trained from scratch, end to end, on the same scenes and questions as `reference`.",
+    "joint": "everything trained from scratch, end to end, on the same scenes and questions as `reference`; position "
+    "embeddings start from sines and cosines of row and column (MAE's), and are learned.",
+    "joint_random": "everything trained from scratch, end to end, as `joint` is, but from random position embeddings, with "
+    "which `reference` starts, too. Seed 0 learned the task; of two other seeds one learned left-right only, one "
+    "neither axis (their accuracies and logs lie beside this card).",
     "vision_only": "a calibration model: its backbone is blind to where image tokens stand (one shared position, no "
     "attention among image tokens), so that all order must come from the embeddings. Needs this artifact's adapter.",
     "backbone_only": "a calibration model: its encoder is blind to place (no position embedding, no mixing between "

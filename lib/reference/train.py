@@ -65,8 +65,11 @@ ALL = ("encoder", "projector", "backbone")
 
 @dataclass(frozen=True)
 class Recipe:
+    """blind: None, "backbone" or "encoder". places: how position embeddings start, see `models.build`."""
+
     stages: tuple[Stage, ...]
     blind: str | None = None
+    places: str = "random"
 
 
 RECIPES = {
@@ -80,7 +83,9 @@ RECIPES = {
         )
     ),
     # contested from the start: without it these stayed at chance, their places known only up to a mirror image
-    "joint": Recipe((Stage("joint", "questions", 2400, ALL, contested=True),)),
+    "joint": Recipe((Stage("joint", "questions", 2400, ALL, contested=True),), places="waves"),
+    # the same from random position embeddings: of three seeds one learned both axes, one left-right alone, one neither
+    "joint_random": Recipe((Stage("joint", "questions", 2400, ALL, contested=True),)),
     "vision_only": Recipe((Stage("joint", "questions", 1600, ALL, contested=True),), blind="backbone"),
     "backbone_only": Recipe((Stage("joint", "questions", 1200, ALL, contested=True),), blind="encoder"),
 }
@@ -415,7 +420,7 @@ def train(
     recipe = RECIPES[name]
     folder = checkpoints(name, preset, seed)
     folder.mkdir(parents=True, exist_ok=True)
-    model = models.build(models.SIZES[preset], seed, recipe.blind)
+    model = models.build(models.SIZES[preset], seed, recipe.blind, recipe.places)
     captioner = models.Captioner(models.SIZES[preset])
     if fused:
         fuse(model, captioner)
