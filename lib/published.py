@@ -206,9 +206,15 @@ def summary() -> pd.DataFrame:
     return table.fillna("").reset_index().rename_axis(columns=None)
 
 
+def two_digits(value: float) -> str:
+    """For readers: .004 below zero is 0.00, not -0.00."""
+    return f"{round(value, 2) + 0.0:.2f}"
+
+
 def in_words(row: dict) -> str:
     where = f"{row['direction']} " if row.get("direction") else ""
-    return f"{where}{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}] {row['verdict']}"
+    value, low, high = (two_digits(row[key]) for key in ("value", "low", "high"))
+    return f"{where}{value} [{low}, {high}] {row['verdict']}"
 
 
 def summary_bytes(table: pd.DataFrame) -> bytes:

@@ -12,7 +12,7 @@ from lib.paths import DATA, MODELS, ROOT, file_digest, show, write_bytes
 from lib.questions import SETTINGS
 
 # the models of the claims table, the default first
-COMPARED = ("reference", "joint")
+COMPARED = ("reference", "joint", "joint_random")
 
 
 def checksums() -> str:
@@ -46,7 +46,7 @@ def in_short(rows: list[dict]) -> str:
         rows, key=lambda row: [*SETTINGS, ""].index(row["setting"] if row["setting"] in SETTINGS else "")
     ):
         own = "" if len(verdicts) == 1 else f" {row['verdict']}"
-        value, low, high = (f"{round(row[key], 2) + 0.0:.2f}" for key in ("value", "low", "high"))  # never -0.00
+        value, low, high = (published.two_digits(row[key]) for key in ("value", "low", "high"))
         parts.append(f"{row['setting']} {value} [{low}, {high}]{own}")
     return "<br>".join(parts + [f"**{verdict}**" for verdict in verdicts if len(verdicts) == 1])
 
@@ -63,7 +63,7 @@ def over_seeds() -> str:
             own = table[(table["recipe"] == recipe) & (table["metric"] == metric)]
             parts = []
             for setting, rows in own.groupby("setting", sort=False):
-                values = " / ".join(f"{round(value, 2) + 0.0:.2f}" for value in rows.sort_values("seed")["value"])
+                values = " / ".join(map(published.two_digits, rows.sort_values("seed")["value"]))
                 parts.append(f"{setting} {values} {said[recipe, metric, setting]}")
             cells.append("<br>".join(parts))
         if any(cells):

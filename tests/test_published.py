@@ -164,3 +164,8 @@ def test_an_empty_place_gives_an_empty_summary(tmp_path, monkeypatch):
     monkeypatch.setenv("DUAL_OUTPUTS", str(tmp_path))
     assert published.write_summary().empty and not published.summary_path().exists()
     assert json.loads(published.summary().to_json()) == {"claim": {}, "metric": {}, "setting": {}}
+
+
+def test_readers_never_see_minus_zero():
+    row = {"value": -0.004, "low": -0.006, "high": 0.0, "verdict": "inconclusive"}
+    assert published.in_words(row) == "0.00 [-0.01, 0.00] inconclusive"

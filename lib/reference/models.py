@@ -1,4 +1,4 @@
-"""The four reference models as configurations of real transformers classes, and their forward pass in training."""
+"""The reference models as configurations of real transformers classes, and their forward pass in training."""
 
 from __future__ import annotations
 
