@@ -22,7 +22,7 @@ from lib.models import Model, find_model, hub_digest, known_models, shipped
 from lib.notebooks import Notebook, choose_notebooks, tidy, write_notebook
 from lib.paths import show
 
-# Without --model: these models, each on these notebooks (None: all). The contrast is left out where it is not shipped.
+# Without --model: these models, each on these notebooks (None: all). A contrast is left out where it is not shipped.
 PLAN = {"reference": None, "joint": ("02", "03", "04"), "joint_random": ("02", "03", "04")}
 
 # What to run: models, notebooks, parameters
