@@ -1,6 +1,7 @@
 """The one error a reader is meant to see: a sentence that says what is wrong and what to do about it."""
 
 import sys
+from collections.abc import Iterable
 from contextlib import contextmanager
 from difflib import get_close_matches
 
@@ -9,15 +10,15 @@ class UserError(Exception):
     """Bad input or a bad environment, told in one sentence with the remedy."""
 
 
-def unknown(kind: str, name: str, known, besides: str = "") -> UserError:
+def unknown(kind: str, name: str, known: Iterable[str], besides: str = "", shown: Iterable[str] = ()) -> UserError:
     """The error for a name that is not among `known`, with the closest known name as a suggestion.
 
-    `besides` names what else would have been accepted.
+    `besides` names what else would have been accepted; `shown` is listed instead of `known` where that is long.
     """
     known = sorted(known)
     close = get_close_matches(name, known, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    return UserError(f"unknown {kind} {name!r}: {hint}known are {', '.join(known) or 'none'}{besides}")
+    return UserError(f"unknown {kind} {name!r}: {hint}known are {', '.join(sorted(shown) or known) or 'none'}{besides}")
 
 
 @contextmanager

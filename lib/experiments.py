@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lib import stats
 from lib.errors import UserError
-from lib.interventions import Interchange, Run, encoder_sweep, ordering_ablation, swap, token_sweep
+from lib.interventions import Interchange, Run, Table, encoder_sweep, ordering_ablation, swap, token_sweep
 from lib.pairs import AblatedPair, Pair
 from lib.tokens import exchange, object_tokens
 from lib.vlm import VLM
@@ -67,17 +67,24 @@ class Study:
         )  # fmt: skip
 
     @cached_property
+    def baselines(self) -> pd.DataFrame:
+        """Both unpatched runs, one row per pair, run and role: pair, run, role, probability, logit, and first (the most
+        probable token of the whole vocabulary is a spelling of the role)."""
+        table = Table(self.vlm, self.ids, self.roles, first=True)
+        parts = [
+            table.part(rows, last, run=name)
+            for name, run in (("clean", self.clean), ("counterfactual", self.counterfactual))
+            for rows, last in self.vlm.last_states(run.prompt, run.images, run.index)
+        ]
+        return table.finish(parts, None)
+
+    @cached_property
     def right(self) -> pd.DataFrame:
         """Whether the most probable token of the whole vocabulary is right: columns clean, counterfactual."""
+        first = self.baselines.pivot(index="pair", columns=["run", "role"], values="first")
         wanted = "attribute" if "attribute" in self.roles else "counterfactual"
-        columns = {"clean": (self.clean, 0), "counterfactual": (self.counterfactual, self.roles.index(wanted))}
-        out = {}
-        for name, (run, role) in columns.items():
-            out[name] = np.zeros(len(self), dtype=bool)
-            for rows, last in self.vlm.last_states(run.prompt, run.images, run.index):
-                top = self.vlm.logits(last).argmax(-1).cpu()
-                out[name][rows] = (self.ids[rows, role] == top[:, None]).any(1).numpy()
-        return pd.DataFrame(out)
+        columns = {"clean": self.roles[0], "counterfactual": wanted}
+        return pd.DataFrame({run: first[run, role].to_numpy(bool) for run, role in columns.items()})
 
     @property
     def both_right(self) -> np.ndarray:
@@ -291,8 +298,7 @@ def answers(study: Study) -> pd.DataFrame:
     runs ask the same question about mirrored pictures, so that a liking for some words cancels within a pair: without
     any order in the picture the mean of target - opposite is 0 exactly.
     """
-    table = token_sweep(study.vlm, study.clean, {}, study.ids, study.roles, study.other, progress=False)
-    wide = table.pivot(index=["pair", "run"], columns="role", values="probability").reset_index()
+    wide = study.baselines.pivot(index=["pair", "run"], columns="role", values="probability").reset_index()
     mirrored = (wide["run"] == "counterfactual").to_numpy()
     target = np.where(mirrored, wide["counterfactual"], wide["clean"])
     opposite = np.where(mirrored, wide["clean"], wide["counterfactual"])

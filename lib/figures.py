@@ -70,6 +70,7 @@ ROLES = {
     "below": Look(ORANGE, LONG, "v"),
     "reference": Look(BLACK, "-", "o"),
     "joint": Look(PURPLE, "--", "s"),
+    "joint_random": Look(GREEN, LONG, "v"),
     "vision_only": Look(BLUE, "-.", "^"),
     "backbone_only": Look(ORANGE, LONG, "D"),
 }

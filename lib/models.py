@@ -48,6 +48,15 @@ def seeds(recipe: str, folder: Path = MODELS) -> dict[int, str]:
     return dict(sorted(found.items()))
 
 
+def recipes(folder: Path = MODELS) -> list[str]:
+    """The shipped recipes for a sentence, their other seeds behind each: joint[-seed1, -seed2]."""
+    more: dict[str, list[str]] = {}
+    for name in shipped(folder):
+        recipe, *seed = re.split(r"(?=-seed\d+$)", name)
+        more.setdefault(recipe, []).extend(seed)
+    return [f"{recipe}[{', '.join(seeds)}]" if seeds else recipe for recipe, seeds in more.items()]
+
+
 def known_models(folder: Path = MODELS) -> dict[str, str]:
     """Every name `find_model` knows, with where it comes from."""
     return {name: show(path) for name, path in shipped(folder).items()} | CHECKPOINTS
@@ -66,9 +75,8 @@ def locate(spec: str | Path, folder: Path = MODELS) -> str:
         raise UserError(f"{spec} is not a model folder: one saved by save_pretrained, with config.json, is needed")
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(spec)):
         return str(spec)
-    raise unknown(
-        "model", str(spec), {**own, **CHECKPOINTS}, besides=", a folder with config.json or a hub id owner/name"
-    )
+    besides = ", a folder with config.json or a hub id owner/name"
+    raise unknown("model", str(spec), {**own, **CHECKPOINTS}, besides, shown=[*recipes(folder), *CHECKPOINTS])
 
 
 def find_model(spec: str, folder: Path = MODELS) -> Model:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lib import paths, questions, scenes
+from lib.errors import UserError
 from lib.models import shipped
 from lib.reference import curriculum, language, models, train
 from lib.reference.language import GRID
@@ -134,6 +135,8 @@ def test_waves_tell_rows_from_columns_and_near_from_far():
     assert all(apart[k, k + 1] < apart[k, k + 2 :].min() for k in range(side - 2))
     built = models.build(TINY, 0, places="waves").model.vision_tower.embeddings.position_embedding.weight
     torch.testing.assert_close(built.detach(), models.place_waves(GRID.side, TINY.width))
+    with pytest.raises(UserError, match="did you mean 'waves'"):
+        models.build(TINY, 0, places="wave")
 
 
 # --- optimiser and loop ----------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, SiglipVisionConfig
 
+from lib.errors import unknown
 from lib.reference.language import GRID, IMAGE_TOKEN_ID, vocabulary
 
 PAD, BOS, EOS = 0, 1, 2
@@ -80,11 +81,16 @@ def place_waves(side: int, width: int) -> torch.Tensor:
     return table * (NORM / table.norm(dim=1).mean())
 
 
+PLACES = ("random", "waves")
+
+
 def build(
     size: Size, seed: int, blind: str | None = None, places: str = "random"
 ) -> LlavaForConditionalGeneration:
     """A model at initialisation, norms of patch and position embeddings balanced. places: what the (learned) position
     embeddings start from, "random" numbers or "waves" (see `place_waves`)."""
+    if places not in PLACES:
+        raise unknown("start of position embeddings", places, PLACES)
     torch.manual_seed(seed)
     model = LlavaForConditionalGeneration(configuration(size, blind))
     embeddings = model.model.vision_tower.embeddings
