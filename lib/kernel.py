@@ -1,6 +1,7 @@
 """The kernel notebooks run in when run headlessly: this very interpreter, this very library."""
 
 import os
+import subprocess
 
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
@@ -29,5 +30,7 @@ class ThisPython(AsyncKernelManager):
         quiet = {"TQDM_DISABLE": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
         quiet["PYTHONWARNINGS"] = "ignore:IProgress not found"  # no widgets in files: bars stay plain text
         # errors of cells are in the notebook; the kernel's own log only tells that it was stopped
+        # what a kernel says while it is being stopped is no message to the reader, either
+        options.setdefault("stderr", subprocess.DEVNULL)
         options["extra_arguments"] = [*options.get("extra_arguments", []), "--log-level=CRITICAL"]
         return super().start_kernel(env={**os.environ, "PYTHONPATH": path, **quiet}, **options)
