@@ -29,8 +29,8 @@ class ThisPython(AsyncKernelManager):
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         quiet = {"TQDM_DISABLE": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
         quiet["PYTHONWARNINGS"] = "ignore:IProgress not found"  # no widgets in files: bars stay plain text
-        # errors of cells are in the notebook; the kernel's own log only tells that it was stopped
-        # what a kernel says while it is being stopped is no message to the reader, either
+        # errors of cells are in the notebook; the kernel's own log, and what it says on stderr while it is being
+        # stopped, only tell that it was stopped
         options.setdefault("stderr", subprocess.DEVNULL)
         options["extra_arguments"] = [*options.get("extra_arguments", []), "--log-level=CRITICAL"]
         return super().start_kernel(env={**os.environ, "PYTHONPATH": path, **quiet}, **options)
