@@ -35,14 +35,14 @@ test: $(READY)
 
 seeds: $(READY)
 	@echo "Running the notebooks on the other training seeds into seeds/ (about seven minutes a seed on two CPU cores)."
-	@$(BIN)/python -m lib.seeds $(ARGS)
+	@$(BIN)/python -m lib.artifact.seeds $(ARGS)
 
 lab: $(READY)
 	@echo "Opening JupyterLab on notebooks/; Ctrl-C stops it."
 	@$(BIN)/jupyter lab notebooks $(ARGS)
 
 site: $(READY)
-	@$(BIN)/python -m lib.site $(ARGS)
+	@$(BIN)/python -m lib.artifact.site $(ARGS)
 
 test-browser: $(READY)
 	@command -v node >/dev/null && command -v npm >/dev/null || { \

@@ -9,18 +9,18 @@
 
 import sys
 
-from lib import paths, run
-from lib.models import find_model
-from lib.notebooks import choose_notebooks
+from lib import places, run
+from lib.engine.checkpoints import find_model
+from lib.artifact.notebooks import choose_notebooks
 
 CHOSEN = run.words(str(config.get("notebooks", "")))
 JOBS = {
     (model.name, notebook.name): model.argument
     for model, notebook in run.choose_jobs(
-        run.words(config.get("models", "")), choose_notebooks(CHOSEN, paths.NOTEBOOKS), paths.MODELS
+        run.words(config.get("models", "")), choose_notebooks(CHOSEN, places.NOTEBOOKS), places.MODELS
     )
 }
-MARK = str(paths.outputs() / ".snakemake/{model}/{notebook}.done")
+MARK = str(places.outputs() / ".snakemake/{model}/{notebook}.done")
 
 
 localrules: summary
@@ -35,8 +35,8 @@ rule summary:
 
 rule notebook:
     input:
-        str(paths.NOTEBOOKS / "{notebook}.ipynb"),
-        sorted(str(path) for path in paths.LIB.glob("*.py")),
+        str(places.NOTEBOOKS / "{notebook}.ipynb"),
+        sorted(str(path) for path in places.LIB.glob("*.py")),
     output:
         touch(MARK),
     params:

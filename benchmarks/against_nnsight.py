@@ -15,11 +15,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from benchmarks import models, naive
+from benchmarks import models
 from benchmarks.sweeps import LastToken, timed
-from lib import paths
+from lib import places
+from lib.artifact import storage
+from lib.engine import oracle
 from lib.errors import UserError, cli
-from lib.pairs import last_token_pairs
+from lib.stimuli.pairs import last_token_pairs
 
 
 def nnsight_sweep(wrapped, sweep: LastToken, k: int) -> np.ndarray:
@@ -44,7 +46,7 @@ def nnsight_sweep(wrapped, sweep: LastToken, k: int) -> np.ndarray:
             else:
                 layers[-1].output[:, -1] = source
             logits = wrapped.output.logits[:, -1].save()
-        out.append(naive.probabilities(logits.float(), sweep.ids[[k]].to(logits.device))[0])
+        out.append(oracle.probabilities(logits.float(), sweep.ids[[k]].to(logits.device))[0])
     return torch.stack(out).cpu().numpy()
 
 
@@ -78,8 +80,8 @@ def main() -> None:
         "max_abs_difference": float(np.abs(ours - np.stack(theirs)).max()),
     }
     print(pd.DataFrame([row]).to_string(index=False))
-    path = paths.outputs() / "benchmarks" / "nnsight.csv"
-    paths.write_csv(pd.DataFrame([row]), path, paths.provenance(options.model, 0, pairs=options.pairs))
+    path = places.outputs() / "benchmarks" / "nnsight.csv"
+    storage.write_csv(pd.DataFrame([row]), path, storage.provenance(options.model, 0, pairs=options.pairs))
 
 
 if __name__ == "__main__":

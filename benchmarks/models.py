@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 import transformers as tf
 
+from lib.engine.checkpoints import shipped
+from lib.engine.families import family
+from lib.engine.vlm import VLM, load
 from lib.errors import UserError
-from lib.families import family
-from lib.models import shipped
-from lib.vlm import VLM, load
 from tests import tiny
 
 QWEN2_VL = {  # text model of each size

@@ -28,15 +28,17 @@ import pandas as pd
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import models, naive
-from lib import paths
+from benchmarks import models
+from lib import files, places
+from lib.artifact import storage
+from lib.engine import oracle
+from lib.engine.vlm import VLM
 from lib.errors import cli
-from lib.interventions import Interchange, Run, amplification_sweep, last_token_sweep, token_sweep
-from lib.pairs import last_token_pairs, mirrored_pairs
-from lib.questions import OPPOSITE, line_item
-from lib.scenes import Grid
-from lib.tokens import exchange
-from lib.vlm import VLM
+from lib.patching.interventions import Interchange, Run, amplification_sweep, last_token_sweep, token_sweep
+from lib.stimuli.pairs import last_token_pairs, mirrored_pairs
+from lib.stimuli.questions import OPPOSITE, line_item
+from lib.stimuli.scenes import Grid
+from lib.stimuli.token_sets import exchange
 
 ALPHAS = tuple(range(1, 16))
 REPEATS = 3  # of every timing
@@ -133,7 +135,7 @@ class Sweep:
 
     def inputs(self, k: int, side: str) -> dict:
         picture = (self.clean if side == "clean" else self.other)[k]
-        return naive.inputs(self.vlm, [picture], [getattr(self.pairs[k], side).question])
+        return oracle.inputs(self.vlm, [picture], [getattr(self.pairs[k], side).question])
 
 
 class LastToken(Sweep):
@@ -150,7 +152,7 @@ class LastToken(Sweep):
 
     def slow(self, k: int) -> torch.Tensor:
         inputs = [self.inputs(k, side) for side in ("clean", "counterfactual")]
-        return naive.last_token(self.vlm, *inputs, self.ids[[k]].to(self.vlm.device), self.slots)[:, 0]
+        return oracle.last_token(self.vlm, *inputs, self.ids[[k]].to(self.vlm.device), self.slots)[:, 0]
 
 
 class Tokens(Sweep):
@@ -174,7 +176,7 @@ class Tokens(Sweep):
         places = [image.gather(1, part).to(self.vlm.device) for part in (targets, sources)]
         inputs = [self.inputs(k, side) for side in ("clean", "counterfactual")]
         ids = self.ids[[k]].to(self.vlm.device)
-        return naive.interchange(self.vlm, *inputs, *places, ids, self.slots)[:, 0]
+        return oracle.interchange(self.vlm, *inputs, *places, ids, self.slots)[:, 0]
 
 
 class Enhancement(Sweep):
@@ -197,7 +199,7 @@ class Enhancement(Sweep):
     def slow(self, k: int) -> torch.Tensor:
         places = self.vlm.tokens([self.pairs[k].clean.question]).image.to(self.vlm.device)
         ids, inputs = self.ids[[k]].to(self.vlm.device), self.inputs(k, "clean")
-        return naive.amplification(self.vlm, inputs, places, self.directions, ALPHAS, ids)[:, 0]
+        return oracle.amplification(self.vlm, inputs, places, self.directions, ALPHAS, ids)[:, 0]
 
 
 def twice(pairs: list, grid: Grid) -> list:
@@ -240,7 +242,7 @@ def measure(sweep: Sweep, naive_pairs: int, device: str) -> dict:
     length = sweep.vlm.tokens(sweep.questions("clean")[:1]).length
     rows = min(len(sweep.pairs), sweep.vlm.batch(length, sweep.vlm.language.config.hidden_size))
     pictures, questions = sweep.clean[:rows], sweep.questions("clean")[:rows]
-    plain = peak(lambda: naive.forward(sweep.vlm, naive.inputs(sweep.vlm, pictures, questions)), device)
+    plain = peak(lambda: oracle.forward(sweep.vlm, oracle.inputs(sweep.vlm, pictures, questions)), device)
     fast_peak = peak(sweep.fast, device)
     naive_work = flops(lambda: sweep.slow(0)) * len(sweep.pairs)
     fast_work = flops(sweep.fast)
@@ -327,7 +329,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     """Time against number of slots, naive and fast."""
     import matplotlib.pyplot as plt
 
-    from lib.figures import panels, use_style
+    from lib.artifact.figures import panels, use_style
 
     use_style()
     sweeps = list(dict.fromkeys(table["sweep"]))
@@ -340,7 +342,7 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     np.atleast_1d(axes)[0].set_ylabel("seconds")
     np.atleast_1d(axes)[0].legend()
     for suffix in (".png", ".pdf"):
-        with paths.atomic(path.with_suffix(suffix)) as temporary:
+        with files.atomic(path.with_suffix(suffix)) as temporary:
             figure.savefig(temporary)
     plt.close(figure)
 
@@ -393,16 +395,16 @@ def main() -> None:
     if options.slots:
         table = against_slots(vlm, pairs, max(1, options.naive_pairs // 4), options.device).assign(**facts)
         record(table, "slots", ["sweep", "model", "layers", "device", "how", "slots"], options)
-        draw(table, paths.outputs() / "benchmarks" / f"slots_{options.model}")
+        draw(table, places.outputs() / "benchmarks" / f"slots_{options.model}")
 
 
 def record(table: pd.DataFrame, name: str, keys: list[str], options: argparse.Namespace) -> None:
     """Write rows, in place of older ones with the same keys."""
-    path = paths.outputs() / "benchmarks" / f"{name}.csv"
+    path = places.outputs() / "benchmarks" / f"{name}.csv"
     if path.exists():
-        table = pd.concat([paths.read_csv(path), table]).drop_duplicates(keys, keep="last", ignore_index=True)
+        table = pd.concat([storage.read_csv(path), table]).drop_duplicates(keys, keep="last", ignore_index=True)
     parameters = {key: value for key, value in vars(options).items() if key != "model"}
-    paths.write_csv(table, path, paths.provenance(options.model, 0, **parameters))
+    storage.write_csv(table, path, storage.provenance(options.model, 0, **parameters))
 
 
 if __name__ == "__main__":

@@ -16,11 +16,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from lib import paths, published
+from lib import files, places
+from lib.artifact import record, storage
+from lib.artifact.notebooks import Notebook, choose_notebooks, tidy, write_notebook
+from lib.engine.checkpoints import Model, find_model, hub_digest, known_models, shipped
 from lib.errors import UserError, cli, unknown
-from lib.models import Model, find_model, hub_digest, known_models, shipped
-from lib.notebooks import Notebook, choose_notebooks, tidy, write_notebook
-from lib.paths import show
+from lib.places import show
 
 # Without --model: these models, each on these notebooks (None: all). A contrast is left out where it is not shipped.
 PLAN = {"reference": None, "joint": ("02", "03", "04"), "joint_random": ("02", "03", "04")}
@@ -90,7 +91,7 @@ def choose_parameters(assignments: list[str], notebooks: list[Notebook]) -> dict
 def inputs(notebook: Notebook, model: Model, parameters: dict) -> dict:
     """Everything the result of a run depends on, its parameters among it."""
     recorded = json.loads(json.dumps(parameters | {"model": model.name}))  # as it reads back from a file
-    return published.made_from(notebook, model.name, model.digest, paths.MODELS) | {"parameters": recorded}
+    return record.made_from(notebook, model.name, model.digest, places.MODELS) | {"parameters": recorded}
 
 
 # Running
@@ -103,9 +104,9 @@ def run_notebook(notebook: Notebook, model: Model, parameters: dict) -> float:
     """
     import papermill  # slow to import, and --list does not need it
 
-    from lib.kernel import ThisPython
+    from lib.artifact.kernel import ThisPython
 
-    executed, stamp = published.places(notebook.name, model.name)
+    executed, stamp = record.run_files(notebook.name, model.name)
     failed = failed_copy(executed)
     given = parameters | {"model": model.argument}
     overrides = {name: value for name, value in given.items() if value != notebook.parameters[name]}
@@ -136,12 +137,12 @@ def run_notebook(notebook: Notebook, model: Model, parameters: dict) -> float:
         write_notebook(tidy(draft, hidden), executed)
     if not Path(model.source).is_dir():
         wanted["model"] = hub_digest(model.source)  # its revision is known now that it has been downloaded
-    paths.write_json(
+    storage.write_json(
         wanted
         | {
-            "executed": paths.file_digest(executed),
-            "versions": paths.versions(),
-            "commit": paths.commit(),
+            "executed": files.file_digest(executed),
+            "versions": storage.versions(),
+            "commit": storage.commit(),
             "seconds": seconds,
         },
         stamp,
@@ -168,9 +169,9 @@ def run_all(jobs: list[tuple[Model, Notebook]], values: dict[str, dict], fresh: 
     after_label = "\n" if sys.stdout.isatty() else " "  # on a terminal papermill's bar comes in between
     for number, (model, notebook) in enumerate(jobs, 1):
         print(f"[{number}/{len(jobs)}] {model.name} {notebook.name}:", end=" ", flush=True)
-        executed, stamp = published.places(notebook.name, model.name)
+        executed, stamp = record.run_files(notebook.name, model.name)
         parameters = values[notebook.name]
-        if not fresh and not published.why_stale(executed, stamp, inputs(notebook, model, parameters)):
+        if not fresh and not record.why_stale(executed, stamp, inputs(notebook, model, parameters)):
             failed_copy(executed).unlink(missing_ok=True)  # of something tried since and taken back
             print("up to date (--fresh runs it again)", flush=True)
             continue
@@ -184,8 +185,8 @@ def run_all(jobs: list[tuple[Model, Notebook]], values: dict[str, dict], fresh: 
             kept = failed_copy(executed)
             look = f" (how far it got: {show(kept)})" if kept.is_file() else ""
             print(f"error: {model.name} {notebook.name}: {reason(error)}{look}", file=sys.stderr, flush=True)
-    published.write_summary()
-    print(f"total {time.monotonic() - started:.0f} s; results are in {show(paths.outputs())}")
+    record.write_summary()
+    print(f"total {time.monotonic() - started:.0f} s; results are in {show(places.outputs())}")
     return 1 if 1 in codes else max(codes)
 
 
@@ -193,7 +194,7 @@ def run_all(jobs: list[tuple[Model, Notebook]], values: dict[str, dict], fresh: 
 
 
 def show_summary() -> int:
-    table = published.write_summary()
+    table = record.write_summary()
     print("no ledger yet: run the notebooks first" if table.empty else table.to_string(index=False))
     return 0
 
@@ -213,12 +214,12 @@ def list_all(notebooks: list[Notebook], models_folder: Path) -> int:
 
 def verify_all(notebooks: list[Notebook], models_folder: Path) -> int:
     """Does all of outputs/ still belong to the present code? Prints what does not; exit code 1 then."""
-    runs, results = published.runs(), published.results()
-    complaints = published.complaints(notebooks, models_folder)
+    runs, results = record.runs(), record.results()
+    complaints = record.complaints(notebooks, models_folder)
     for complaint in complaints:
         print(f"stale: {complaint}")
     verdict = f"{len(complaints)} stale, `make run` repairs that" if complaints else "all belong to this code"
-    print(f"checked {len(runs)} notebook runs and {len(results)} results in {show(paths.outputs())}: {verdict}")
+    print(f"checked {len(runs)} notebook runs and {len(results)} results in {show(places.outputs())}: {verdict}")
     return 1 if complaints else 0
 
 
@@ -232,7 +233,7 @@ def check_writable(folder: Path) -> None:
             with tempfile.TemporaryFile(dir=part):
                 pass
     except OSError as error:
-        raise paths.unwritable(folder, error) from error
+        raise files.unwritable(folder, error) from error
 
 
 def words(text: str) -> list[str]:
@@ -267,7 +268,7 @@ def parse(argv) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv=None, notebooks_folder: Path = paths.NOTEBOOKS, models_folder: Path = paths.MODELS) -> int:
+def main(argv=None, notebooks_folder: Path = places.NOTEBOOKS, models_folder: Path = places.MODELS) -> int:
     args = parse(argv)
     if args.outputs:
         os.environ["DUAL_OUTPUTS"] = str(Path(args.outputs).expanduser().resolve())  # the kernels see it, too
@@ -279,13 +280,13 @@ def main(argv=None, notebooks_folder: Path = paths.NOTEBOOKS, models_folder: Pat
     if args.summary:
         return show_summary()
     if args.publish:
-        published.publish(notebooks, models_folder)
+        record.publish(notebooks, models_folder)
         print(f"{show(notebooks_folder)} shows the outputs of `reference`")
         return 0
     values = choose_parameters(args.parameters, notebooks)
     jobs = choose_jobs(args.model, notebooks, models_folder)
     for name in {model.name for model, _ in jobs}:
-        check_writable(paths.outputs(name))
+        check_writable(places.outputs(name))
     return run_all(jobs, values, args.fresh)
 
 

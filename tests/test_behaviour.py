@@ -3,9 +3,10 @@
 import pandas as pd
 import pytest
 
-from lib import behaviour, questions
-from lib.families import family
-from lib.scenes import GRIDS, HELD_OUT_PHOTOGRAPHS
+from lib.analysis import behaviour
+from lib.engine.families import family
+from lib.stimuli import questions
+from lib.stimuli.scenes import GRIDS, HELD_OUT_PHOTOGRAPHS
 
 GRID = GRIDS["reference"]
 

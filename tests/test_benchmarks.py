@@ -4,7 +4,7 @@ import pytest
 from tiny import tiny
 
 from benchmarks.sweeps import LastToken, Tokens, where_time_goes
-from lib.pairs import last_token_pairs, mirrored_pairs
+from lib.stimuli.pairs import last_token_pairs, mirrored_pairs
 
 
 @pytest.mark.parametrize(("kind", "draw"), [(LastToken, last_token_pairs), (Tokens, mirrored_pairs)])

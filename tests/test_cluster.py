@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from lib import paths
+from lib import places
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("snakemake") is None, reason="needs Snakemake: pip install -e '.[cluster]'"
 )
 TOGETHER = """
 import time
-from lib import ledger, paths
-flags = paths.outputs("flags")
+from lib import places
+from lib.artifact import ledger
+flags = places.outputs("flags")
 flags.mkdir(parents=True, exist_ok=True)
 (flags / {own!r}).touch()
 deadline = time.monotonic() + 200
@@ -34,9 +35,9 @@ ledger.record(model, rows, {own!r}, seed=0)
 @pytest.fixture
 def project(tmp_path):
     """lib/, the Snakefile, one model without sense and two notebooks that wait for each other."""
-    shutil.copytree(paths.LIB, tmp_path / "lib", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(places.LIB, tmp_path / "lib", ignore=shutil.ignore_patterns("__pycache__"))
     for file in ("Snakefile", "pyproject.toml"):
-        shutil.copy(paths.ROOT / file, tmp_path)
+        shutil.copy(places.ROOT / file, tmp_path)
     model = tmp_path / "data/models/reference"
     model.mkdir(parents=True)
     (model / "config.json").write_text("{}")

@@ -15,19 +15,21 @@ import nbformat
 import pytest
 import torch
 
-from lib import colab, loading, paths
+from lib import places
+from lib.artifact import colab
+from lib.engine import loading
+from lib.engine.families import CHECKPOINTS
 from lib.errors import UserError
-from lib.families import CHECKPOINTS
 
-ADDRESS = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
+ADDRESS = tomllib.loads((places.ROOT / "pyproject.toml").read_text())["project"]["urls"]["Repository"]
 CELL = f"""import sys
 
 if "google.colab" in sys.modules:  # Colab only: this package, then what Colab lacks; torch and numpy stay as they are
     %pip install --quiet --no-deps "dual-mechanisms @ git+{ADDRESS}"
-    from lib import colab
+    from lib.artifact import colab
 
     colab.prepare()"""
-NOTEBOOKS = sorted(paths.NOTEBOOKS.glob("[0-9]*.ipynb"))
+NOTEBOOKS = sorted(places.NOTEBOOKS.glob("[0-9]*.ipynb"))
 T4 = """
 class cuda:
     is_available = staticmethod(lambda: True)
@@ -81,9 +83,9 @@ def package(tmp_path_factory) -> Path:
     """This project as a wheel, made without the internet."""
     folder = tmp_path_factory.mktemp("package")
     for part in ("lib", "data"):
-        shutil.copytree(paths.ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(places.ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(paths.ROOT / file, folder)
+        shutil.copy(places.ROOT / file, folder)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run([*command, "--wheel-dir", str(folder), str(folder)], check=True)
     (made,) = folder.glob("dual_mechanisms-*.whl")
@@ -158,7 +160,7 @@ def test_what_does_not_go_with_colabs_numpy_is_told(machine, package, tmp_path):
     run(as_python(CELL, package))
     before = digest(site)
     demanding = wheel(tmp_path, "newcomer", "1.0", ["numpy>=2.0"])
-    done = run(f"from lib import colab; colab.install(['newcomer @ file://{demanding}'])")
+    done = run(f"from lib.artifact import colab; colab.install(['newcomer @ file://{demanding}'])")
     assert "UserError: Colab's torch and numpy do not go with" in done.stderr and digest(site) == before
 
 

@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 from tiny import NAMES, SIDE, tiny
 
-from benchmarks import naive
-from lib.interventions import (
+from lib.engine import oracle
+from lib.engine.vlm import put, take
+from lib.patching.interventions import (
     Run,
     amplification_sweep,
     encoder_sweep,
@@ -24,7 +25,6 @@ from lib.interventions import (
     swap,
     token_sweep,
 )
-from lib.vlm import put, take
 
 EXACT, SWEEP = 1e-5, 1e-4
 QUESTIONS = [
@@ -78,11 +78,11 @@ def full(vlm, pics, questions, **options):
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
 def test_logits_equal_plain_transformers(name, attn):
     vlm, pics = model(name, attn), pictures(name)[:3]
-    plain = naive.forward(vlm, naive.inputs(vlm, pics, QUESTIONS))  # different lengths: padded
+    plain = oracle.forward(vlm, oracle.inputs(vlm, pics, QUESTIONS))  # different lengths: padded
     ours, _ = full(vlm, pics, QUESTIONS)
     assert measure(name, f"1 logits {attn}", (logits(vlm, ours), plain)) < EXACT
     assert plain.std() > 0.1
-    one = naive.forward(vlm, naive.inputs(vlm, pics[:1], QUESTIONS[:1]))  # a single one: no mask
+    one = oracle.forward(vlm, oracle.inputs(vlm, pics[:1], QUESTIONS[:1]))  # a single one: no mask
     ours, _ = full(vlm, pics[:1], QUESTIONS[:1])
     assert measure(name, f"1 logits {attn}", (logits(vlm, ours), one)) < EXACT
 
@@ -106,8 +106,8 @@ def test_pictures_go_through_the_family_processor(name):
 @families
 def test_slot_zero_holds_the_projectors_output(name):
     vlm, pics = model(name), pictures(name)[:2]
-    batch = naive.inputs(vlm, pics, QUESTIONS[:2])
-    seen = naive.states(vlm, batch)[0]
+    batch = oracle.inputs(vlm, pics, QUESTIONS[:2])
+    seen = oracle.states(vlm, batch)[0]
     prompt, tokens = vlm.tokens(QUESTIONS[:2]), vlm.encode(pics)
     assert measure(name, "2 slot 0", (take(seen, prompt.image), tokens)) < EXACT  # scale 1 in every family
     assert measure(name, "2 slot 0", (seen[prompt.mask], vlm.embed(prompt, tokens)[prompt.mask])) < EXACT
@@ -220,10 +220,10 @@ def test_last_token_sweep_equals_naive(name, attn):
     other = Run.of(vlm, QUESTIONS[::-1], tokens, [2, 3, 3])
     fast = last_token_sweep(vlm, clean, other, ids, ROLES, progress=False)
     for pair in range(3):
-        slow = naive.last_token(
+        slow = oracle.last_token(
             vlm,
-            naive.inputs(vlm, [pics[clean.index[pair]]], [QUESTIONS[pair]]),
-            naive.inputs(vlm, [pics[other.index[pair]]], [QUESTIONS[2 - pair]]),
+            oracle.inputs(vlm, [pics[clean.index[pair]]], [QUESTIONS[pair]]),
+            oracle.inputs(vlm, [pics[other.index[pair]]], [QUESTIONS[2 - pair]]),
             ids[[pair]],
         )
         ours = values(fast, pair=pair)
@@ -243,10 +243,10 @@ def test_token_sweep_equals_naive(name, attn):
     fast = token_sweep(vlm, run, {"strip": edit}, ids, ROLES, other, progress=False)
     for pair in range(3):
         places = vlm.tokens([QUESTIONS[pair]]).image
-        slow = naive.interchange(
+        slow = oracle.interchange(
             vlm,
-            naive.inputs(vlm, [pics[run.index[pair]]], [QUESTIONS[pair]]),
-            naive.inputs(vlm, [pics[other[pair]]], [QUESTIONS[pair]]),
+            oracle.inputs(vlm, [pics[run.index[pair]]], [QUESTIONS[pair]]),
+            oracle.inputs(vlm, [pics[other[pair]]], [QUESTIONS[pair]]),
             places[:, edit.targets],
             places[:, edit.sources],
             ids[[pair]],
@@ -266,9 +266,9 @@ def test_amplification_sweep_equals_naive(name):
     alphas = [0.5, 1, 4]
     fast = amplification_sweep(vlm, run, {"order": directions}, alphas, ids, ROLES, progress=False)
     for pair in range(3):
-        batch = naive.inputs(vlm, [pics[run.index[pair]]], [QUESTIONS[pair]])
+        batch = oracle.inputs(vlm, [pics[run.index[pair]]], [QUESTIONS[pair]])
         places = vlm.tokens([QUESTIONS[pair]]).image
-        slow = naive.amplification(vlm, batch, places, directions, alphas, ids[[pair]])
+        slow = oracle.amplification(vlm, batch, places, directions, alphas, ids[[pair]])
         assert measure(name, "4 amplify", (values(fast, pair=pair, edit="order"), slow)) < SWEEP
         assert (slow[0] - slow[-1]).abs().max() > 1e-4
 
@@ -345,8 +345,8 @@ def test_several_pictures_in_one_prompt(name):
     prompt = vlm.tokens(QUESTIONS[:2], images=2)
     tokens = vlm.encode(pics).reshape(2, 2 * SIDE**2, -1)
     ours = logits(vlm, vlm.forward(prompt, tokens))
-    batch = naive.inputs(vlm, pics, QUESTIONS[:2], images=2)
-    assert measure(name, "5 two pictures", (ours, naive.forward(vlm, batch))) < EXACT
+    batch = oracle.inputs(vlm, pics, QUESTIONS[:2], images=2)
+    assert measure(name, "5 two pictures", (ours, oracle.forward(vlm, batch))) < EXACT
 
 
 # --- 6 ------------------------------------------------------------------------------------------------------

@@ -9,10 +9,10 @@ from PIL import Image
 from tiny import tiny
 from tiny import tokenizer as tiny_tokenizer
 
+from lib.engine.families import FAMILIES, family, family_of
+from lib.engine.runs import _causal
+from lib.engine.vlm import load, run_batches
 from lib.errors import UserError
-from lib.families import FAMILIES, family, family_of
-from lib.streams import _causal
-from lib.vlm import load, run_batches
 
 QUESTIONS = [
     "the color of the square to the left of the red square is",
@@ -68,7 +68,7 @@ def test_other_families_load_from_a_folder(name, tmp_path):
 def test_unknown_names_and_architectures(tmp_path):
     with pytest.raises(UserError, match="unknown model 'qwen3'.*qwen2-vl-2b"):
         load("qwen3")
-    with pytest.raises(UserError, match="bert.*one record in lib/families.py.*Add your model"):
+    with pytest.raises(UserError, match="bert.*one record in lib/engine/families.py.*Add your model"):
         family_of("bert", None)
     with pytest.raises(UserError, match="llava.*clip_vision_model.*not with 'dinov2'"):
         family_of("llava", "dinov2")

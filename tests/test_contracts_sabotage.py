@@ -9,8 +9,8 @@ import test_contracts as contracts
 import torch
 from tiny import tiny
 
-import lib.vlm
-from lib.vlm import VLM, KeyValues, Plan, Prompt
+import lib.engine.vlm
+from lib.engine.vlm import VLM, KeyValues, Plan, Prompt
 
 
 @contextmanager
@@ -141,6 +141,6 @@ def test_hooks_left_behind(use, monkeypatch):
         yield
 
     use(tiny("reference"))
-    monkeypatch.setattr(lib.vlm, "hooks", careless)
+    monkeypatch.setattr(lib.engine.vlm, "hooks", careless)
     with caught():
         contracts.test_hooks_are_gone_after_an_exception("reference")

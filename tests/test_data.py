@@ -4,14 +4,16 @@ import re
 
 import pytest
 
-from lib import paths, readme, scenes
+from lib import places
+from lib.artifact import readme
 from lib.errors import UserError
+from lib.stimuli import scenes
 
 
 @pytest.mark.parametrize("path, name", readme.PARTS, ids=lambda x: getattr(x, "name", x))
 def test_what_is_made_from_files_is_up_to_date(path, name):
     text = path.read_text("utf-8")
-    assert readme.renewed(text, name, readme.PARTS[path, name]()) == text, "run `python -m lib.readme`"
+    assert readme.renewed(text, name, readme.PARTS[path, name]()) == text, "run `python -m lib.artifact.readme`"
 
 
 def test_every_object_is_listed():
@@ -19,7 +21,7 @@ def test_every_object_is_listed():
 
 
 def test_every_photograph_has_a_licence():
-    text = (paths.DATA / "README.md").read_text()
+    text = (places.DATA / "README.md").read_text()
     rows = dict(re.findall(r"(?m)^\| (?:\*held out:\* )?(\w+) \|.*\| ([^|]+) \|$", text))
     assert all(rows[name] for name in scenes.PHOTOGRAPHS)
     held_out = set(re.findall(r"\*held out:\* (\w+)", text))

@@ -11,12 +11,13 @@ from PIL import Image
 from test_realdata import SAMPLES, needs_coco, needs_whatsup
 from tiny import tiny
 
-from benchmarks import naive
-from lib import enhancement, questions, realdata, scenes, stats
-from lib.enhancement import Asked, Change
+from lib.analysis import enhancement, statistics
+from lib.analysis.enhancement import Asked, Change
+from lib.engine import oracle
 from lib.errors import UserError
-from lib.interventions import Run, along, amplify, tokens_at
-from lib.tokens import box_tokens, object_tokens
+from lib.patching.interventions import Run, along, amplify, tokens_at
+from lib.stimuli import photographs, questions, scenes
+from lib.stimuli.token_sets import box_tokens, object_tokens
 
 QUESTION = "which side is the square to the left"
 COUNT = 24
@@ -82,7 +83,7 @@ def test_amplification_repairs_what_was_made_to_fail_and_random_directions_do_no
     random = found.xs(49.0, level="alpha").drop("order")
     gain = found.loc[("order", 49.0), "net"]
     assert random["repaired"].mean() < 0.5 and random["net"].mean() < 0 < gain
-    assert stats.rank_p(gain, random["net"]) < 0.1  # 1 of 21: in 32 dimensions one random set may lie near the true one
+    assert statistics.rank_p(gain, random["net"]) < 0.1  # 1 of 21: in 32 dimensions one random set may lie near the true one
 
 
 def test_directions_are_found(planted):
@@ -246,7 +247,7 @@ def prepared(vlm):
 
 def generate(vlm, pictures):
     """Scores of two generated tokens, with plain transformers; the end token, which is forbidden here, scores 0."""
-    batch = naive.inputs(vlm, pictures, [QUESTION] * len(pictures))
+    batch = oracle.inputs(vlm, pictures, [QUESTION] * len(pictures))
     out = vlm.model.generate(
         **batch, max_new_tokens=2, min_new_tokens=2, do_sample=False, output_scores=True, return_dict_in_generate=True
     )
@@ -292,7 +293,7 @@ def run_everything(vlm, items):
 @needs_coco
 def test_coco_items_work_alike():
     folder = SAMPLES / "coco_sample"
-    loaded = realdata.coco_spatial(
+    loaded = photographs.coco_spatial(
         folder / "COCO_QA_two_obj.json", folder, folder / "annotations" / "instances_val2017.json"
     )
     vlm = tiny("reference")
@@ -310,7 +311,7 @@ def test_coco_items_work_alike():
 @needs_whatsup
 def test_composites_work_alike():
     """The tiny model has no words for the objects: it is asked for colours."""
-    items = [replace(i, candidates=("red", "blue", "green")) for i in realdata.whatsup(SAMPLES / "whatsup_sample")[:8]]
+    items = [replace(i, candidates=("red", "blue", "green")) for i in photographs.whatsup(SAMPLES / "whatsup_sample")[:8]]
     asked, table = run_everything(tiny("reference"), items)
     assert len(asked.run) == 8 and len(np.unique(asked.scene)) == 4
     first, last = enhancement.ends(items[0], asked.vlm.grid)

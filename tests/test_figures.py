@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import figures, paths
+from lib import places
+from lib.artifact import figures, storage
 
 DRAW = """
 import pandas as pd
@@ -28,15 +29,15 @@ def test_equal_figures_are_equal_bytes_in_other_processes(tmp_path, monkeypatch)
     for seed in "12":  # hash seeds: no set order may reach a file
         monkeypatch.setenv("PYTHONHASHSEED", seed)
         monkeypatch.setenv("DUAL_OUTPUTS", str(tmp_path / seed))
-        subprocess.run([sys.executable, "-c", DRAW], cwd=paths.ROOT, check=True)
+        subprocess.run([sys.executable, "-c", DRAW], cwd=places.ROOT, check=True)
     for name in names:
         first, second = ((tmp_path / seed / name).read_bytes() for seed in "12")
         assert first == second, name
-        assert b"CreationDate" not in first and str(paths.ROOT).encode() not in first
+        assert b"CreationDate" not in first and str(places.ROOT).encode() not in first
     monkeypatch.setenv("DUAL_OUTPUTS", str(tmp_path / "1"))
-    saved = paths.outputs("reference") / "figures/02_curve.csv"
-    assert list(paths.read_csv(saved).probability) == [0.1, 0.5, 0.9]
-    note = paths.read_provenance(saved)
+    saved = places.outputs("reference") / "figures/02_curve.csv"
+    assert list(storage.read_csv(saved).probability) == [0.1, 0.5, 0.9]
+    note = storage.read_provenance(saved)
     assert note["parameters"] == {"figure": "02_curve", "setting": "squares"}
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 from tiny import tiny
 
 from lib.errors import UserError
-from lib.interventions import (
+from lib.patching.interventions import (
     BASELINE,
     Interchange,
     Replace,

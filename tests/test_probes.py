@@ -5,8 +5,8 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
+from lib.analysis.probes import Objects, control_labels, evaluate, maps, score, shuffled_labels, split_images, train
 from lib.errors import UserError
-from lib.probes import Objects, control_labels, evaluate, maps, score, shuffled_labels, split_images, train
 
 SIDE, DEPTH, KINDS = 6, 24, 6
 PLACES = np.array([[13, 19], [15, 21], [17, 23]])  # two tokens per object, in columns 1, 3 and 5

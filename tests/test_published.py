@@ -13,9 +13,10 @@ import pandas as pd
 import pytest
 from safetensors.numpy import save_file
 
-from lib import figures, ledger, paths, published
+from lib import files, places
+from lib.artifact import figures, ledger, record, storage
+from lib.artifact.notebooks import load_notebook
 from lib.errors import UserError
-from lib.notebooks import load_notebook
 
 RECORD = """
 import sys
@@ -42,34 +43,34 @@ def house(tmp_path, monkeypatch):
     source = tmp_path / "01_first.ipynb"
     nbformat.write(nbformat.v4.new_notebook(cells=cells), source)
     notebook = load_notebook(source)
-    executed, stamp = published.places("01_first", "reference")
-    paths.write_bytes(executed, source.read_bytes())
-    made_of = {"schema": paths.SCHEMA, "lib": paths.lib_digest(), "notebook": notebook.digest}
-    paths.write_json(made_of | {"executed": paths.file_digest(executed)}, stamp)
+    executed, stamp = record.run_files("01_first", "reference")
+    files.write_bytes(executed, source.read_bytes())
+    made_of = {"schema": storage.SCHEMA, "lib": storage.lib_digest(), "notebook": notebook.digest}
+    storage.write_json(made_of | {"executed": files.file_digest(executed)}, stamp)
     figure, _ = figures.panels()
     figures.save(figure, "01-curve", pd.DataFrame({"x": [1]}))
     plt.close(figure)
     ledger.record("reference", [row(setting="squares")], "01_first", seed=0)
-    published.write_summary()
+    record.write_summary()
     return [notebook]
 
 
 def told(house, tmp_path):
-    return published.complaints(house, tmp_path / "no models")
+    return record.complaints(house, tmp_path / "no models")
 
 
 def test_all_in_order(house, tmp_path):
     assert told(house, tmp_path) == []
-    assert published.runs() == [("01_first", "reference")] and published.models() == ["reference"]
-    note = paths.read_provenance(paths.outputs("reference") / "figures/01-curve.csv")
+    assert record.runs() == [("01_first", "reference")] and record.models() == ["reference"]
+    note = storage.read_provenance(places.outputs("reference") / "figures/01-curve.csv")
     assert note["notebook"] == "01_first" and note["notebook_parameters"] == {"seed": 0}
 
 
 def test_a_picture_of_another_run(house, tmp_path):
-    (paths.outputs("reference") / "figures/01-curve.png").write_bytes(b"another")
+    (places.outputs("reference") / "figures/01-curve.png").write_bytes(b"another")
     (complaint,) = told(house, tmp_path)
     assert complaint.endswith("figures/01-curve.png: it is not the picture saved with its numbers")
-    (paths.outputs("reference") / "figures/02-drawn-by-hand.png").write_bytes(b"no numbers")
+    (places.outputs("reference") / "figures/02-drawn-by-hand.png").write_bytes(b"no numbers")
     assert "no numbers beside it" in told(house, tmp_path)[-1]
 
 
@@ -83,7 +84,7 @@ def test_a_ledger_that_does_not_follow_from_the_rules(house, tmp_path):
     wrong = row() | {"verdict": "not reproduced"}
     gone = row() | {"metric": "no_such_measure"}
     elsewhere = row("strip_minus_object", notebook="09_other")
-    paths.write_json([wrong, gone, elsewhere], ledger.path("reference"), paths.provenance("reference", 0))
+    storage.write_json([wrong, gone, elsewhere], ledger.path("reference"), storage.provenance("reference", 0))
     complaints = " ".join(told(house, tmp_path))
     assert "verdict on strip_effect does not follow" in complaints
     assert "no measure no_such_measure" in complaints
@@ -97,30 +98,30 @@ def test_few_units_give_no_verdict():
 
 
 def test_models_beside_the_own_one_count_where_a_notebook_loads_them(house, tmp_path):
-    write = lambda name: paths.write_json({"name": name}, tmp_path / name / "config.json")  # noqa: E731
-    alone = published.made_from(house[0], "reference", "digest", tmp_path)
+    write = lambda name: storage.write_json({"name": name}, tmp_path / name / "config.json")  # noqa: E731
+    alone = record.made_from(house[0], "reference", "digest", tmp_path)
     beside = replace(house[0], source="for name in models.seeds(recipe): ...")
-    with_others = published.made_from(beside, "reference", "digest", tmp_path)
+    with_others = record.made_from(beside, "reference", "digest", tmp_path)
     assert "shipped" not in alone and with_others["shipped"] == {}
-    assert "shipped" not in published.made_from(beside, "joint", "digest", tmp_path)
+    assert "shipped" not in record.made_from(beside, "joint", "digest", tmp_path)
     write("joint")
     save_file({"w": np.zeros(1)}, tmp_path / "joint/model.safetensors")
-    assert set(published.made_from(beside, "reference", "digest", tmp_path)["shipped"]) == {"joint"}
+    assert set(record.made_from(beside, "reference", "digest", tmp_path)["shipped"]) == {"joint"}
 
 
 def test_seeds_that_are_not_those_shipped(house, tmp_path):
     (tmp_path / "models/reference").mkdir(parents=True)
-    paths.write_json({}, tmp_path / "models/reference/config.json")
+    storage.write_json({}, tmp_path / "models/reference/config.json")
     table = pd.DataFrame([{"recipe": "reference", "seed": 0, **row(setting="squares")}])
-    file, note = paths.outputs() / "seeds/seeds.csv", paths.provenance("reference", 0)
-    paths.write_csv(table, file, note)
-    assert published.stale_seeds(tmp_path / "models") == []
-    paths.write_csv(pd.concat([table, table.assign(seed=1)]), file, note)
-    assert "shipped with other seeds" in published.stale_seeds(tmp_path / "models")[0]
-    paths.write_csv(table.assign(value=0.5), file, note)
-    assert "says something else" in published.stale_seeds(tmp_path / "models")[0]
+    file, note = places.outputs() / "seeds/seeds.csv", storage.provenance("reference", 0)
+    storage.write_csv(table, file, note)
+    assert record.stale_seeds(tmp_path / "models") == []
+    storage.write_csv(pd.concat([table, table.assign(seed=1)]), file, note)
+    assert "shipped with other seeds" in record.stale_seeds(tmp_path / "models")[0]
+    storage.write_csv(table.assign(value=0.5), file, note)
+    assert "says something else" in record.stale_seeds(tmp_path / "models")[0]
     file.write_text("cut short")
-    assert published.stale_seeds(tmp_path / "models") == []  # and told once, with the results
+    assert record.stale_seeds(tmp_path / "models") == []  # and told once, with the results
     assert any("seeds.csv" in each for each in told(house, tmp_path))
 
 
@@ -134,20 +135,20 @@ def test_a_ledger_edited_by_hand(house, tmp_path):
 
 def test_summary_has_a_column_per_model(house):
     ledger.record("joint", [row(value=0.3, setting="squares"), row("order_lost", setting="shapes")], "01_first", 0)
-    table = published.write_summary()
+    table = record.write_summary()
     assert list(table) == ["claim", "metric", "setting", "reference", "joint"]
     assert table.loc[0].tolist() == [
         "C4", "strip_effect", "squares", "0.90 [0.80, 1.00] reproduced", "0.30 [0.20, 0.40] not reproduced"
     ]  # fmt: skip
     assert table.loc[1, "reference"] == "" and table.loc[1, "joint"].startswith("0.90")
-    assert published.summary_path().read_text().count("\n") == 3
+    assert record.summary_path().read_text().count("\n") == 3
 
 
 def test_notebooks_that_run_together_share_a_ledger(tmp_path, monkeypatch):
     """Without a lock, of two notebooks reading, changing and writing one file one loses its rows."""
     monkeypatch.setenv("DUAL_OUTPUTS", str(tmp_path))
     jobs = {"02_a": "strip_effect", "03_b": "order_peak", "04_c": "strip_score"}
-    started = [subprocess.Popen([sys.executable, "-c", RECORD, *job], cwd=paths.ROOT) for job in jobs.items()]
+    started = [subprocess.Popen([sys.executable, "-c", RECORD, *job], cwd=places.ROOT) for job in jobs.items()]
     assert [job.wait() for job in started] == [0, 0, 0]
     assert {each["notebook"]: each["n"] for each in ledger.load("reference")} == dict.fromkeys(jobs, 10)
 
@@ -155,17 +156,17 @@ def test_notebooks_that_run_together_share_a_ledger(tmp_path, monkeypatch):
 def test_the_lock_keeps_others_out(tmp_path):
     path = tmp_path / "x.json"
     code = f"from filelock import FileLock, Timeout\nFileLock({str(tmp_path / '.x.json.lock')!r}, timeout=0).acquire()"
-    with paths.locked(path):
+    with files.locked(path):
         assert b"Timeout" in subprocess.run([sys.executable, "-c", code], capture_output=True).stderr
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_an_empty_place_gives_an_empty_summary(tmp_path, monkeypatch):
     monkeypatch.setenv("DUAL_OUTPUTS", str(tmp_path))
-    assert published.write_summary().empty and not published.summary_path().exists()
-    assert json.loads(published.summary().to_json()) == {"claim": {}, "metric": {}, "setting": {}}
+    assert record.write_summary().empty and not record.summary_path().exists()
+    assert json.loads(record.summary().to_json()) == {"claim": {}, "metric": {}, "setting": {}}
 
 
 def test_readers_never_see_minus_zero():
     row = {"value": -0.004, "low": -0.006, "high": 0.0, "verdict": "inconclusive"}
-    assert published.in_words(row) == "0.00 [-0.01, 0.00] inconclusive"
+    assert record.in_words(row) == "0.00 [-0.01, 0.00] inconclusive"

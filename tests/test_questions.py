@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib import pairs, pictures, questions, scenes
 from lib.errors import UserError
-from lib.questions import DIRECTIONS, OPPOSITE, SETTINGS
-from lib.scenes import GRIDS
+from lib.stimuli import object_pictures, pairs, questions, scenes
+from lib.stimuli.questions import DIRECTIONS, OPPOSITE, SETTINGS
+from lib.stimuli.scenes import GRIDS
 
 GRID = GRIDS["reference"]
 quick = settings(max_examples=25, deadline=None)
@@ -138,7 +138,7 @@ def test_items_on_photographs_and_shifted():
 
 
 def test_own_objects_are_test_items(tmp_path):
-    for old, new in zip(pictures.NAMES, ("cup", "ball", "shoe", "tree", "bird"), strict=False):
+    for old, new in zip(object_pictures.NAMES, ("cup", "ball", "shoe", "tree", "bird"), strict=False):
         shutil.copy(scenes.OBJECTS / f"{old}.png", tmp_path / f"{new}.png")
     items = questions.questions("objects", GRID, objects=tmp_path)
     assert len(items) == 240 and {i.split for i in items} == {"test"}

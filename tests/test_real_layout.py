@@ -10,9 +10,10 @@ import sys
 import pytest
 import tiny
 
-from lib import paths
-from lib.families import CHECKPOINTS
-from lib.questions import SYSTEM_TEXT
+from lib import places
+from lib.artifact import storage
+from lib.engine.families import CHECKPOINTS
+from lib.stimuli.questions import SYSTEM_TEXT
 
 REVISION = "0" * 40
 SMALL = ("-p", "natural_items=8", "-p", "photograph_items=4", "-p", "seed=1")
@@ -26,7 +27,7 @@ def downloads(tmp_path_factory):
     snapshot = repository / "snapshots" / REVISION
     (repository / "refs").mkdir(parents=True)
     (repository / "refs/main").write_text(REVISION)
-    known = json.loads((paths.MODELS / "reference/tokenizer.json").read_text())["model"]["vocab"]
+    known = json.loads((places.MODELS / "reference/tokenizer.json").read_text())["model"]["vocab"]
     asked = re.findall(r"\w+|[^\w\s]", SYSTEM_TEXT.lower())
     words = tiny.WORDS
     tiny.WORDS = list(dict.fromkeys([*words, *asked, *(word for word in known if re.fullmatch(r"\w+|\W", word))]))
@@ -45,9 +46,9 @@ def downloads(tmp_path_factory):
 
 def run(downloads, outputs, *words):
     settings = {**os.environ, "HF_HOME": str(downloads), "HF_HUB_OFFLINE": "1", "DUAL_OUTPUTS": str(outputs)}
-    settings |= {"PYTHONPATH": str(paths.ROOT), "HF_HUB_CACHE": str(downloads / "hub")}
+    settings |= {"PYTHONPATH": str(places.ROOT), "HF_HUB_CACHE": str(downloads / "hub")}
     call = [sys.executable, "-m", "lib.run", *words]
-    return subprocess.run(call, cwd=paths.ROOT, env=settings, capture_output=True, text=True, timeout=900)
+    return subprocess.run(call, cwd=places.ROOT, env=settings, capture_output=True, text=True, timeout=900)
 
 
 @pytest.mark.slow
@@ -57,10 +58,10 @@ def test_the_notebook_runs_on_a_checkpoint_by_its_short_name(downloads, tmp_path
     folder = tmp_path / "qwen2-vl-2b"
     text = (folder / "notebooks/01_scene_generation.ipynb").read_text()
     assert '"output_type": "error"' not in text and str(downloads) not in text and str(tmp_path) not in text
-    table = paths.read_csv(folder / "tables/behaviour.csv")
+    table = storage.read_csv(folder / "tables/behaviour.csv")
     assert {"squares", "shapes", "objects"} <= set(table["setting"])
-    assert paths.read_provenance(folder / "figures/01-behaviour.csv")["notebook_parameters"]["seed"] == 1
-    stamp = paths.read_json(folder / "runs/01_scene_generation.json", checked=False)
+    assert storage.read_provenance(folder / "figures/01-behaviour.csv")["notebook_parameters"]["seed"] == 1
+    stamp = storage.read_json(folder / "runs/01_scene_generation.json", checked=False)
     assert stamp["model"] == f"{CHECKPOINTS['qwen2-vl-2b']}@{REVISION}"
 
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lib import questions, realdata, tokens
 from lib.errors import UserError
-from lib.paths import ROOT
-from lib.scenes import GRIDS
+from lib.places import ROOT
+from lib.stimuli import photographs, questions, token_sets
+from lib.stimuli.scenes import GRIDS
 
 SAMPLES = ROOT.parent / "shared" / "data"
 needs_coco = pytest.mark.skipif(
@@ -48,8 +48,8 @@ def rooms(tmp_path):
 
 
 def test_composites_join_two_halves(rooms):
-    left, right = realdata.whatsup(rooms)
-    assert left.scene == right.scene and left == realdata.whatsup(rooms / "controlled_images")[0]
+    left, right = photographs.whatsup(rooms)
+    assert left.scene == right.scene and left == photographs.whatsup(rooms / "controlled_images")[0]
     assert left.question == "The object on the floor to the left of the chair is a(n)"
     assert (left.direction, left.candidates) == ("left", ("soda can", "mug", "chair"))
     assert (right.direction, right.candidates) == ("right", ("mug", "soda can", "chair"))
@@ -65,15 +65,15 @@ def test_composites_join_two_halves(rooms):
 
 def test_names_can_be_chosen(rooms):
     with pytest.raises(UserError, match="no two photographs like"):
-        realdata.whatsup(rooms, keep=lambda name: " " not in name)
+        photographs.whatsup(rooms, keep=lambda name: " " not in name)
     with pytest.raises(UserError, match="no two photographs like"):
-        realdata.whatsup(rooms, references=("table",))
+        photographs.whatsup(rooms, references=("table",))
     with pytest.raises(UserError, match="There is no folder"):
-        realdata.whatsup(rooms / "nowhere")
+        photographs.whatsup(rooms / "nowhere")
 
 
 def test_a_damaged_photograph_is_named(rooms):
-    item = realdata.whatsup(rooms)[0]
+    item = photographs.whatsup(rooms)[0]
     item.scene.right.write_bytes(plain("blue")[:300])
     with pytest.raises(UserError, match="mug_right_of_chair.jpeg is not a readable picture"):
         item.scene.image(56)
@@ -84,14 +84,14 @@ def test_a_damaged_photograph_is_named(rooms):
 
 @needs_whatsup
 def test_true_composites():
-    items = realdata.whatsup(SAMPLES / "whatsup_sample")
+    items = photographs.whatsup(SAMPLES / "whatsup_sample")
     names = {p.name for p in (SAMPLES / "whatsup_sample" / "controlled_images").iterdir()}
     lefts, rights = ({n.split("_")[0] for n in names if f"_{s}_of_" in n} for s in ("left", "right"))
     assert len(items) == 2 * sum(a != b for a in lefts for b in rights) > 50
     assert {i.candidates[2] for i in items} == {"armchair"}
     picture = np.asarray(items[0].scene.image(336), int)
     parts = [
-        np.asarray(realdata.Photograph(p).image(336), int)
+        np.asarray(photographs.Photograph(p).image(336), int)
         for p in (items[0].scene.left, items[0].scene.right)
     ]
     assert (picture[:, :168] == parts[0][:, :168]).all() and (picture[:, 168:] == parts[1][:, 168:]).all()
@@ -148,12 +148,12 @@ def coco(tmp_path):
     folder = tmp_path / "val2017"
     folder.mkdir()
     for number in (1, 2, 4):
-        (folder / realdata.coco_name(number)).write_bytes(plain("gray", (640, 480)))
+        (folder / photographs.coco_name(number)).write_bytes(plain("gray", (640, 480)))
     return tmp_path / "rows.json", tmp_path, tmp_path / "instances.json"
 
 
 def test_coco_items_and_what_is_skipped(coco):
-    loaded = realdata.coco_spatial(*coco)
+    loaded = photographs.coco_spatial(*coco)
     dog, orange, table = loaded.items
     assert (dog.subject, dog.relation, dog.reference) == ("dog", "left", "orange")
     assert dog.subject_box == (20, 200, 170, 350) and dog.reference_box == (300, 100, 340, 140)
@@ -167,7 +167,7 @@ def test_coco_items_and_what_is_skipped(coco):
         (6, "without an entry in the annotations"),
     ]
     assert str(loaded).startswith("3 items loaded, 4 skipped (1 ")
-    assert realdata.coco_ids(coco[0]) == [1, 2, 3, 4]
+    assert photographs.coco_ids(coco[0]) == [1, 2, 3, 4]
     first, second = dog.questions("is_the")
     assert first == "Is the dog to the left or to the right of the orange? Answer with one word."
     assert second == "Is the dog to the right or to the left of the orange? Answer with one word."
@@ -180,7 +180,7 @@ def test_boxes_that_disagree_are_skipped(coco):
             [[2, "A photo of a dog below a dining table", ""], [1, "A photo of a dog below a orange", ""]]
         )
     )
-    loaded = realdata.coco_spatial(*coco)
+    loaded = photographs.coco_spatial(*coco)
     assert [s.reason for s in loaded.skipped] == ["without boxes that agree with the stated relation"]
     assert loaded.skipped[0].row == 0 and len(loaded.items) == 1
 
@@ -191,7 +191,7 @@ def test_bad_files_are_told_in_one_sentence(coco, tmp_path):
 
     def message(*args) -> str:
         with pytest.raises(UserError) as caught:
-            realdata.coco_spatial(*args)
+            photographs.coco_spatial(*args)
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
@@ -215,13 +215,13 @@ def test_bad_files_are_told_in_one_sentence(coco, tmp_path):
 def test_every_true_question_with_its_photograph_loads():
     folder = SAMPLES / "coco_sample"
     file = folder / "COCO_QA_two_obj.json"
-    loaded = realdata.coco_spatial(file, folder, folder / "annotations" / "instances_val2017.json")
+    loaded = photographs.coco_spatial(file, folder, folder / "annotations" / "instances_val2017.json")
     there = {int(p.stem) for p in (folder / "val2017").iterdir()}
     rows = json.loads(file.read_text())
     assert len(loaded.items) == sum(row[0] in there for row in rows) == 12
     assert len(loaded.skipped) == len(rows) - 12 == 428
     assert {s.reason for s in loaded.skipped} == {"without their photograph"}
-    assert len(realdata.coco_ids(file)) == 295
+    assert len(photographs.coco_ids(file)) == 295
     for item in loaded.items:
         assert Image.open(item.scene.path).size == item.size
         axis = 0 if item.orientation == "horizontal" else 1
@@ -230,7 +230,7 @@ def test_every_true_question_with_its_photograph_loads():
         assert (a < b) == (item.relation in ("left", "above")) and a != b
         for grid in GRIDS.values():
             one, two = (
-                tokens.box_tokens(box, grid, item.size) for box in (item.subject_box, item.reference_box)
+                token_sets.box_tokens(box, grid, item.size) for box in (item.subject_box, item.reference_box)
             )
             assert len(one) and len(two) and not np.array_equal(one, two)
 
@@ -274,27 +274,27 @@ def server():
 
 
 def fetch(ids, folder, url, **options):
-    return realdata.fetch_coco(ids, folder, url, wait=0.001, progress=False, timeout=5, **options)
+    return photographs.fetch_coco(ids, folder, url, wait=0.001, progress=False, timeout=5, **options)
 
 
 def test_fetching_survives_a_flaky_server_and_resumes(server, tmp_path):
     folder = fetch([3, 1, 2, 2], tmp_path / "photos", server)
-    names = [realdata.coco_name(k) for k in (1, 2, 3)]
+    names = [photographs.coco_name(k) for k in (1, 2, 3)]
     assert sorted(p.name for p in folder.iterdir()) == [
         *names,
-        realdata.MANIFEST,
+        photographs.MANIFEST,
     ]  # no temporary file is left
     assert [Image.open(folder / n).size for n in names] == [(641, 480), (642, 480), (643, 480)]
-    digests = json.loads((folder / realdata.MANIFEST).read_text())
+    digests = json.loads((folder / photographs.MANIFEST).read_text())
     assert digests == {n: hashlib.sha256((folder / n).read_bytes()).hexdigest() for n in names}
     assert len(Flaky.asked) == 5  # 1 and 2 were asked for twice
 
     (folder / names[0]).write_bytes(plain("red")[:200])  # damaged since: fetched again
     (folder / names[1]).unlink()  # lost
-    (folder / realdata.MANIFEST).write_text("{ cut")  # made anew
+    (folder / photographs.MANIFEST).write_text("{ cut")  # made anew
     fetch([1, 2, 3], folder, server)
     assert len(Flaky.asked) == 7
-    assert json.loads((folder / realdata.MANIFEST).read_text()) == digests
+    assert json.loads((folder / photographs.MANIFEST).read_text()) == digests
     fetch([1, 2, 3], folder, server)
     assert len(Flaky.asked) == 7
 
@@ -302,11 +302,11 @@ def test_fetching_survives_a_flaky_server_and_resumes(server, tmp_path):
 def test_what_cannot_be_fetched_is_told_and_the_rest_is_kept(server, tmp_path):
     with pytest.raises(UserError, match="000000000005.jpg .*404.*or put the photographs"):
         fetch([3, 5], tmp_path, server)
-    assert len(Flaky.asked) == 2 and (tmp_path / realdata.coco_name(3)).is_file()  # a 404 is not tried again
+    assert len(Flaky.asked) == 2 and (tmp_path / photographs.coco_name(3)).is_file()  # a 404 is not tried again
     with pytest.raises(UserError, match="what came is not a whole picture"):
         fetch([4], tmp_path, server, tries=3)
     assert len(Flaky.asked) == 5
-    assert sorted(p.name for p in tmp_path.iterdir()) == [realdata.coco_name(3), realdata.MANIFEST]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [photographs.coco_name(3), photographs.MANIFEST]
 
 
 def test_no_network(tmp_path):

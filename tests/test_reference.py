@@ -9,12 +9,13 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import paths, questions, scenes
+from lib import places
+from lib.engine.checkpoints import shipped
 from lib.errors import UserError
-from lib.models import shipped
 from lib.reference import curriculum, language, models, train
 from lib.reference.language import GRID
 from lib.reference.muon import orthogonalised
+from lib.stimuli import questions, scenes
 
 TINY = models.Size(width=32, heads=2, encoder=1, backbone=2, feed=32)
 SHIPPED = list(shipped())
@@ -192,7 +193,7 @@ print("equal")
 def test_fused_layers_take_the_same_step():
     """Loss and gradients of one batch, layers compiled or not; in a process of its own, as pytest's plugins import
     parts of distutils that torch.compile wants to import itself."""
-    done = subprocess.run([sys.executable, "-c", FUSED], cwd=paths.ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", FUSED], cwd=places.ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "equal", done.stderr[-2000:]
 
 
@@ -201,7 +202,7 @@ def test_fused_layers_take_the_same_step():
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_model_is_whole_small_and_carries_its_card(name):
-    folder = paths.MODELS / name
+    folder = places.MODELS / name
     assert sum(file.stat().st_size for file in folder.iterdir()) < 10 * 2**20
     table = pd.read_csv(folder / "accuracy.csv")
     assert {"setting", "direction", "split", "n", "accuracy", "low", "high"} <= set(table)
@@ -213,9 +214,9 @@ def test_the_script_of_the_card_answers_red_without_this_library(name, tmp_path)
     """The card's own script, run in another process in which `lib` cannot be imported."""
     import re
 
-    script = re.search(r"```python\n(.*?)```", (paths.MODELS / name / "README.md").read_text(), re.S)[1]
+    script = re.search(r"```python\n(.*?)```", (places.MODELS / name / "README.md").read_text(), re.S)[1]
     assert "lib" not in script.replace("library", "")
-    script = script.replace(f"data/models/{name}", str(paths.MODELS / name))
+    script = script.replace(f"data/models/{name}", str(places.MODELS / name))
     out = subprocess.run(
         [sys.executable, "-I", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
     )

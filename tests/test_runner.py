@@ -14,19 +14,21 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from lib import paths
+from lib import places
+from lib.artifact import storage
+from lib.artifact.notebooks import joined, load_notebook, scrub
 from lib.errors import UserError
-from lib.notebooks import joined, load_notebook, scrub
 from lib.run import main, read_value
 
 PARAMETERS = 'model = "reference"\nseed = 0  # of every draw\nrate = 0.5\nword = "a#b"\nsizes = [1, 2]\n'
 WORK = """
 import os, sys, pathlib
-from lib import paths
-log = paths.outputs(model) / "log.txt"
-log.open("a").write(f"{paths.model_name(model)} {seed} {rate} {word} {sizes}\\n")
-print(sys.executable, paths.ROOT, os.environ["TQDM_DISABLE"])
-paths.write_json([1], paths.outputs(model) / "work.json", paths.provenance(model, seed))
+from lib import places
+from lib.artifact import storage
+log = places.outputs(model) / "log.txt"
+log.open("a").write(f"{places.model_name(model)} {seed} {rate} {word} {sizes}\\n")
+print(sys.executable, places.ROOT, os.environ["TQDM_DISABLE"])
+storage.write_json([1], places.outputs(model) / "work.json", storage.provenance(model, seed))
 """
 
 
@@ -70,9 +72,9 @@ def test_runs_skips_and_runs_again(house, capsys):
     nb, text = nbformat.read(copy, as_version=4), copy.read_text()
     assert nb.cells[2].outputs[0].text.split() == [sys.executable.replace(sys.prefix, "<python>"), ".", "1"]
     assert all(c.execution_count for c in nb.cells if c.cell_type == "code")
-    assert "papermill" not in text and str(house) not in text and str(paths.ROOT) not in text
+    assert "papermill" not in text and str(house) not in text and str(places.ROOT) not in text
     assert not list((house / "out").rglob("*.failed.ipynb")) and not list((house / "out").rglob("*.tmp*"))
-    stamp = paths.read_json(house / "out/reference/runs/01_first.json", checked=False)
+    stamp = storage.read_json(house / "out/reference/runs/01_first.json", checked=False)
     assert stamp["parameters"]["seed"] == 0 and stamp["seconds"] > 0 and stamp["versions"]["torch"]
 
     assert run(house) == 0 and len(log(house)) == 1  # nothing is run twice
@@ -132,7 +134,7 @@ def test_the_revision_of_a_hub_model_is_recorded_once_it_has_been_downloaded(hou
         cached.append(hub_id)
         return f"{hub_id}@revision"
 
-    monkeypatch.setattr("lib.models.hub_digest", lambda hub_id: f"{hub_id}@revision" if cached else hub_id)
+    monkeypatch.setattr("lib.engine.checkpoints.hub_digest", lambda hub_id: f"{hub_id}@revision" if cached else hub_id)
     monkeypatch.setattr("lib.run.hub_digest", found_now)
     for told in ("done in", "up to date"):
         assert run(house, "--model", "owner/name", "--notebooks", "02") == 0
@@ -148,7 +150,7 @@ def test_printed_text_is_one_output_however_the_kernel_cuts_it():
 
 def test_results_name_notebook_and_parameters(house):
     assert run(house, "--model", f"{house}/models/other", "--notebooks", "01", "-p", "seed=5") == 0
-    note = paths.read_provenance(house / "out/other/work.json")
+    note = storage.read_provenance(house / "out/other/work.json")
     assert note["notebook"] == "01_first" and note["seed"] == 5
     assert note["notebook_parameters"] == {
         "model": "other", "seed": 5, "rate": 0.5, "word": "a#b", "sizes": [1, 2]
@@ -266,7 +268,7 @@ def test_killed_half_way_it_finishes_next_time(house):
         f"import sys; from pathlib import Path; from lib.run import main;"
         f"sys.exit(main([], Path({str(house / 'notebooks')!r}), Path({str(house / 'models')!r})))"
     )
-    process = subprocess.Popen([sys.executable, "-c", call], cwd=paths.ROOT, stdout=subprocess.DEVNULL, env=os.environ)
+    process = subprocess.Popen([sys.executable, "-c", call], cwd=places.ROOT, stdout=subprocess.DEVNULL, env=os.environ)
     deadline = time.monotonic() + 300  # a busy machine is slow to start a kernel
     while not (house / "started").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -274,7 +276,7 @@ def test_killed_half_way_it_finishes_next_time(house):
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert not (house / "out/reference/notebooks/02_second.ipynb").exists()
-    paths.lib_digest.cache_clear()  # the killed process may have seen a lib/ edited since this one started
+    storage.lib_digest.cache_clear()  # the killed process may have seen a lib/ edited since this one started
     assert run(house) == 0
     assert len(log(house)) == 1  # the first notebook was done before the kill and is not run again
     assert (house / "out/reference/notebooks/02_second.ipynb").exists()
@@ -283,7 +285,7 @@ def test_killed_half_way_it_finishes_next_time(house):
 def test_verify_names_what_is_stale(house, capsys):
     assert run(house, "--notebooks", "02") == 0
     table = house / "out/reference/tables/t.json"
-    paths.write_json([1], table, paths.provenance("reference", 0))
+    storage.write_json([1], table, storage.provenance("reference", 0))
     assert run(house, "--verify") == 0
     table.write_text("[2]")
     (house / "models/reference/config.json").write_text('{"changed": 1}')
@@ -307,7 +309,7 @@ def test_list_says_what_there_is(house, capsys):
 
 def test_command_line_exit_code(house):
     call = [sys.executable, "-m", "lib.run", "--notebooks", "99"]
-    done = subprocess.run(call, cwd=paths.ROOT, capture_output=True, text=True)
+    done = subprocess.run(call, cwd=places.ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
 
 

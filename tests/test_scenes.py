@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from lib import pictures, scenes, tokens
 from lib.errors import UserError
-from lib.scenes import GRIDS, ORIENTATIONS, Entity, Placement, Scene
+from lib.stimuli import object_pictures, scenes, token_sets
+from lib.stimuli.scenes import GRIDS, ORIENTATIONS, Entity, Placement, Scene
 
 grids = st.sampled_from(list(GRIDS.values()))
 orientations = st.sampled_from(ORIENTATIONS)
@@ -84,11 +84,11 @@ def test_scene_errors_are_one_sentence():
 @quick
 @given(grids, orientations)
 def test_strips_partition_the_grid_and_hold_their_objects(grid, orientation):
-    strips = [tokens.strip_tokens(grid, orientation, slot) for slot in range(3)]
+    strips = [token_sets.strip_tokens(grid, orientation, slot) for slot in range(3)]
     assert np.array_equal(np.sort(np.concatenate(strips)), np.arange(grid.side**2))
-    parts = [tokens.background(grid, orientation)]
+    parts = [token_sets.background(grid, orientation)]
     for slot, strip in enumerate(strips):
-        thing, rest = (f(grid, orientation, slot) for f in (tokens.object_tokens, tokens.background_strip))
+        thing, rest = (f(grid, orientation, slot) for f in (token_sets.object_tokens, token_sets.background_strip))
         assert len(thing) == grid.entity**2 and np.array_equal(np.union1d(thing, rest), strip)
         assert len(thing) + len(rest) == len(strip) and np.isin(rest, parts[0]).all()
         parts.append(thing)
@@ -100,14 +100,14 @@ def test_strips_partition_the_grid_and_hold_their_objects(grid, orientation):
 def test_narrow_strips_are_nested_bands_around_the_object(grid, orientation, data):
     slot = data.draw(slots)
     widths = range(grid.entity, grid.strips[slot] + 1)
-    strips = [set(tokens.strip_tokens(grid, orientation, slot, w)) for w in widths]
+    strips = [set(token_sets.strip_tokens(grid, orientation, slot, w)) for w in widths]
     assert [len(s) for s in strips] == [w * grid.side for w in widths]
-    assert set(tokens.object_tokens(grid, orientation, slot)) <= strips[0]
+    assert set(token_sets.object_tokens(grid, orientation, slot)) <= strips[0]
     assert all(a < b for a, b in zip(strips, strips[1:], strict=False))
-    assert strips[-1] == set(tokens.strip_tokens(grid, orientation, slot))
+    assert strips[-1] == set(token_sets.strip_tokens(grid, orientation, slot))
     for wrong in (grid.entity - 1, grid.strips[slot] + 1):
         with pytest.raises(UserError, match="is not possible"):
-            tokens.strip_tokens(grid, orientation, slot, wrong)
+            token_sets.strip_tokens(grid, orientation, slot, wrong)
 
 
 @quick
@@ -115,18 +115,18 @@ def test_narrow_strips_are_nested_bands_around_the_object(grid, orientation, dat
 def test_sets_are_sorted_int64_and_mirror(grid, orientation, data):
     slot = data.draw(slots)
     width = data.draw(st.none() | st.integers(grid.entity, grid.strips[slot]))
-    flip = lambda t: np.sort(tokens.mirrored(grid, orientation, t))  # noqa: E731
+    flip = lambda t: np.sort(token_sets.mirrored(grid, orientation, t))  # noqa: E731
     symmetric = grid.name in ("reference", "qwen2-vl")  # elsewhere (N - 3S - 2g) is odd, and nothing can be
-    for make in (tokens.object_tokens, tokens.strip_tokens, tokens.background_strip):
-        more = () if make is tokens.object_tokens else (width,)
+    for make in (token_sets.object_tokens, token_sets.strip_tokens, token_sets.background_strip):
+        more = () if make is token_sets.object_tokens else (width,)
         mine, other = make(grid, orientation, slot, *more), make(grid, orientation, 2 - slot, *more)
         assert mine.dtype == np.int64 and (np.diff(mine) > 0).all() and len(mine) == len(other)
         assert np.array_equal(flip(flip(mine)), mine)
         if symmetric and slot != 1:
             assert np.array_equal(flip(mine), other)
-    full = tokens.strip_tokens(grid, orientation, slot)
-    assert np.array_equal(flip(full), tokens.strip_tokens(grid, orientation, 2 - slot))
-    turned = tokens.strip_tokens(grid, "vertical" if orientation == "horizontal" else "horizontal", slot)
+    full = token_sets.strip_tokens(grid, orientation, slot)
+    assert np.array_equal(flip(full), token_sets.strip_tokens(grid, orientation, 2 - slot))
+    turned = token_sets.strip_tokens(grid, "vertical" if orientation == "horizontal" else "horizontal", slot)
     assert np.array_equal(np.sort(turned % grid.side * grid.side + turned // grid.side), full)
 
 
@@ -134,9 +134,9 @@ def test_sets_are_sorted_int64_and_mirror(grid, orientation, data):
 @given(grids, orientations, st.integers(0, 2**32))
 def test_exchange_regions_are_aligned(grid, orientation, seed):
     n = grid.entity**2
-    for region in tokens.REGIONS:
+    for region in token_sets.REGIONS:
         width = grid.entity + 1
-        first, last = tokens.exchange(grid, orientation, region, width, np.random.default_rng(seed))
+        first, last = token_sets.exchange(grid, orientation, region, width, np.random.default_rng(seed))
         assert len(first) == len(last) == len(np.unique(first)) == len(np.unique(last))
         if region == "middle":
             assert np.array_equal(first, last)
@@ -144,34 +144,34 @@ def test_exchange_regions_are_aligned(grid, orientation, seed):
         assert not np.isin(first, last).any()
         if region in ("object", "strip"):  # object on object, in the same order
             step = (
-                tokens.object_tokens(grid, orientation, 2)[0] - tokens.object_tokens(grid, orientation, 0)[0]
+                token_sets.object_tokens(grid, orientation, 2)[0] - token_sets.object_tokens(grid, orientation, 0)[0]
             )
             assert (last[:n] - first[:n] == step).all()
-            assert np.array_equal(first[:n], tokens.object_tokens(grid, orientation, 0))
+            assert np.array_equal(first[:n], token_sets.object_tokens(grid, orientation, 0))
         if region == "strip":
             for slot, mine in ((0, first), (2, last)):
-                assert np.array_equal(np.sort(mine), tokens.strip_tokens(grid, orientation, slot, width))
+                assert np.array_equal(np.sort(mine), token_sets.strip_tokens(grid, orientation, slot, width))
                 assert (np.diff(mine[n:]) > 0).all()
         if region == "random":
-            background = tokens.background(grid, orientation)
+            background = token_sets.background(grid, orientation)
             assert np.isin(np.concatenate([first, last]), background).all()
-            assert len(first) == len(tokens.background_strip(grid, orientation, 0, width))
+            assert len(first) == len(token_sets.background_strip(grid, orientation, 0, width))
 
 
 def test_random_tokens_need_a_generator_and_follow_it():
     grid = GRIDS["reference"]
 
     def draw(seed):
-        return tokens.random_background(grid, "vertical", 40, np.random.default_rng(seed))
+        return token_sets.random_background(grid, "vertical", 40, np.random.default_rng(seed))
 
     assert np.array_equal(draw(1), draw(1)) and not np.array_equal(draw(1), draw(2))
     assert (np.diff(draw(1)) > 0).all()
     with pytest.raises(UserError, match="needs a generator"):
-        tokens.exchange(grid, "vertical", "random")
+        token_sets.exchange(grid, "vertical", "random")
     with pytest.raises(UserError, match="the reference grid has 132"):
-        tokens.random_background(grid, "vertical", 133, np.random.default_rng(0))
+        token_sets.random_background(grid, "vertical", 133, np.random.default_rng(0))
     with pytest.raises(UserError, match="did you mean 'strip'"):
-        tokens.exchange(grid, "vertical", "stripe")
+        token_sets.exchange(grid, "vertical", "stripe")
 
 
 @quick
@@ -182,14 +182,14 @@ def test_tokens_agree_with_pixels(grid, orientation, setting, data):
     shift = data.draw(st.tuples(*[st.integers(-room, room)] * 2))
     triple = tuple(things[:3])
     scene = scenes.line_scene(triple, grid, orientation, shift)
-    sets = [tokens.object_tokens(grid, orientation, slot, shift) for slot in range(3)]
+    sets = [token_sets.object_tokens(grid, orientation, slot, shift) for slot in range(3)]
     found = tokens_with(inked(scene), grid)
     assert np.isin(found, np.concatenate(sets)).all()
     if setting == "squares":  # a square fills its tokens to the last pixel
         assert np.array_equal(np.sort(np.concatenate(sets)), tokens_with(inked(scene), grid, grid.pixels**2))
     for placement, mine in zip(scene.placements, sets, strict=True):
-        assert np.array_equal(tokens.box_tokens(placement.box, grid), mine) and np.isin(found, mine).any()
-    outside = np.isin(np.arange(grid.side**2), tokens.background(grid, orientation, shift))
+        assert np.array_equal(token_sets.box_tokens(placement.box, grid), mine) and np.isin(found, mine).any()
+    outside = np.isin(np.arange(grid.side**2), token_sets.background(grid, orientation, shift))
     assert (
         not inked(scene)
         .reshape(grid.side, grid.pixels, grid.side, grid.pixels)
@@ -204,7 +204,7 @@ def test_tokens_agree_with_pixels(grid, orientation, setting, data):
 def test_references_of_the_ablation(grid, orientation):
     thing = scenes.entities("squares", grid)[0]
     alone = scenes.line_scene((None, thing, None), grid, orientation)
-    middle = tokens.object_tokens(grid, orientation, 1)
+    middle = token_sets.object_tokens(grid, orientation, 1)
     assert np.array_equal(tokens_with(inked(alone), grid, grid.pixels**2), middle)
     assert not inked(scenes.line_scene((None, None, None), grid, orientation)).any()
 
@@ -218,7 +218,7 @@ def test_box_tokens_follow_the_rule(grid, data):
     size = data.draw(st.tuples(st.integers(60, 800), st.integers(60, 800)))
     x, y = ([data.draw(st.floats(0, edge - 2)) for _ in range(2)] for edge in size)
     box = (min(x), min(y), max(x) + 1.5, max(y) + 1.5)
-    mine = tokens.box_tokens(box, grid, size)
+    mine = token_sets.box_tokens(box, grid, size)
     column, row = (min(int((box[k] + box[k + 2]) / 2 * grid.side / size[k]), grid.side - 1) for k in (0, 1))
     assert row * grid.side + column in mine and (np.diff(mine) > 0).all()
     for token in data.draw(st.lists(st.integers(0, grid.side**2 - 1), max_size=20)):
@@ -232,12 +232,12 @@ def test_box_tokens_follow_the_rule(grid, data):
 
 def test_box_tokens_by_hand():
     grid = GRIDS["reference"]  # 12 x 12 tokens of 14 pixels
-    assert tokens.box_tokens((14, 28, 42, 42), grid).tolist() == [25, 26]
-    assert tokens.box_tokens((7, 0, 14, 14), grid).tolist() == [0]  # exactly half
-    assert tokens.box_tokens((8, 0, 20, 14), grid).tolist() == [1]  # .43 and .43: only the centre's
-    assert tokens.box_tokens((80, 80, 82, 82), grid).tolist() == [5 * 12 + 5]  # tiny
-    assert tokens.box_tokens((0, 0, 640, 40), grid, (640, 480)).tolist() == list(range(12))
-    assert tokens.box_tokens((160, 160, 168, 168), grid)[-1] == 143
+    assert token_sets.box_tokens((14, 28, 42, 42), grid).tolist() == [25, 26]
+    assert token_sets.box_tokens((7, 0, 14, 14), grid).tolist() == [0]  # exactly half
+    assert token_sets.box_tokens((8, 0, 20, 14), grid).tolist() == [1]  # .43 and .43: only the centre's
+    assert token_sets.box_tokens((80, 80, 82, 82), grid).tolist() == [5 * 12 + 5]  # tiny
+    assert token_sets.box_tokens((0, 0, 640, 40), grid, (640, 480)).tolist() == list(range(12))
+    assert token_sets.box_tokens((160, 160, 168, 168), grid)[-1] == 143
 
 
 # --- naturalistic scenes ------------------------------------------------------------------------------------
@@ -315,7 +315,7 @@ def test_lattices():
 @pytest.fixture
 def own(tmp_path):
     """Six pictures under new names; one is oblong, one has a palette with a transparent colour."""
-    stored = {name: Image.open(scenes.OBJECTS / f"{name}.png").resize((64, 64)) for name in pictures.NAMES}
+    stored = {name: Image.open(scenes.OBJECTS / f"{name}.png").resize((64, 64)) for name in object_pictures.NAMES}
     for old, new in zip(stored, ("cup", "ball", "shoe", "tree", "bird", "lamp"), strict=False):
         stored[old].save(tmp_path / f"{new}.png")
     stored["key"].crop((0, 16, 64, 48)).save(tmp_path / "lamp.png")
@@ -330,7 +330,7 @@ def test_own_objects_replace_the_eight(own):
     assert len(scenes.ordered_triples("objects", grid, own)) == 120
     scene = scenes.line_scene(things[:3], grid, "horizontal")
     assert set(tokens_with(inked(scene), grid)) <= {
-        t for slot in range(3) for t in tokens.object_tokens(grid, "horizontal", slot)
+        t for slot in range(3) for t in token_sets.object_tokens(grid, "horizontal", slot)
     }
     ball = scenes.render(Scene(112, (Placement(things[0], (0, 0, 112, 112)),)))
     apple = scenes.render(Scene(112, (Placement(Entity("apple"), (0, 0, 112, 112)),)))

@@ -3,9 +3,11 @@
 import pandas as pd
 import pytest
 
-from lib import ledger, models, paths, seeds
+from lib import places
+from lib.artifact import ledger, seeds
+from lib.engine import checkpoints
 from lib.errors import UserError
-from lib.questions import SETTINGS
+from lib.stimuli.questions import SETTINGS
 
 
 @pytest.fixture
@@ -32,8 +34,8 @@ def test_names_of_seeds(tmp_path):
     for name in ("joint", "joint-seed2", "joint-seed10", "jointly-seed1", "joint-seedy", "other"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text("{}")
-    assert models.seeds("joint", tmp_path) == {0: "joint", 2: "joint-seed2", 10: "joint-seed10"}
-    assert all(models.seeded("joint", seed) == name for seed, name in models.seeds("joint", tmp_path).items())
+    assert checkpoints.seeds("joint", tmp_path) == {0: "joint", 2: "joint-seed2", 10: "joint-seed10"}
+    assert all(checkpoints.seeded("joint", seed) == name for seed, name in checkpoints.seeds("joint", tmp_path).items())
 
 
 def test_a_verdict_holds_for_a_recipe_only_where_its_seeds_agree(house):
@@ -59,12 +61,12 @@ def test_the_figure_has_a_panel_per_metric(house):
 
 
 def shipped_seeds():
-    return [name for recipe in seeds.RECIPES for name in models.seeds(recipe).values()]
+    return [name for recipe in seeds.RECIPES for name in checkpoints.seeds(recipe).values()]
 
 
 @pytest.mark.parametrize("name", shipped_seeds())
 def test_every_shipped_seed_reaches_the_bar(name):
     """At least .98 in each direction on lines of three that training never showed (DESIGN: reference models)."""
-    table = pd.read_csv(paths.MODELS / name / "accuracy.csv")
+    table = pd.read_csv(places.MODELS / name / "accuracy.csv")
     tested = table[table["setting"].isin(SETTINGS) & (table["split"] == "test")]
     assert len(tested) == 12 and (tested["accuracy"] >= 0.98).all()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lib.probes import Probe
+from lib.analysis.probes import Probe
 
 
 def test_a_wrong_shape_is_refused():

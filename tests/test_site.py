@@ -7,16 +7,17 @@ import nbformat
 import pandas as pd
 import pytest
 
-from lib import figures, ledger, paths
+from lib import files, places
+from lib.artifact import figures, ledger
+from lib.artifact.site.__main__ import main
 from lib.errors import UserError
-from lib.site.__main__ import main
 
 
 def executed(model: str, name: str, output: str) -> None:
     shown = nbformat.v4.new_output("stream", text=output)
     cell = nbformat.v4.new_code_cell("print()", outputs=[shown], execution_count=1, id="a")
     notebook = nbformat.v4.new_notebook(cells=[cell])
-    paths.write_bytes(paths.outputs(model) / f"notebooks/{name}.ipynb", nbformat.writes(notebook).encode())
+    files.write_bytes(places.outputs(model) / f"notebooks/{name}.ipynb", nbformat.writes(notebook).encode())
 
 
 def claim(model: str, value: float) -> None:

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lib.analysis.statistics import bootstrap, difference, mean, permutation_p, proportion, rank_p, summarise
 from lib.errors import UserError
-from lib.stats import bootstrap, difference, mean, permutation_p, proportion, rank_p, summarise
 
 
 def coverage(draw, truth, interval, trials=300):

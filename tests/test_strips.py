@@ -7,11 +7,12 @@ import pytest
 import torch
 from tiny import tiny
 
-from lib import experiments, pairs, scenes, strips, tokens
+from lib.analysis import background, studies
+from lib.analysis.lines import Lines
+from lib.analysis.probes import Probe
 from lib.errors import UserError
-from lib.interventions import token_sweep
-from lib.lines import Lines
-from lib.probes import Probe
+from lib.patching.interventions import token_sweep
+from lib.stimuli import pairs, scenes, token_sets
 
 GRID = scenes.GRIDS["reference"]
 AXES = scenes.ORIENTATIONS
@@ -20,7 +21,7 @@ TOKENS = GRID.side**2
 
 def planted(orientation="horizontal", strength=1.0, noise=0.0, count=30, seed=0):
     """Maps [image, token, label]: place k's label high in strip k, noise per image and token."""
-    strip = strips.strip_of(GRID, orientation)
+    strip = background.strip_of(GRID, orientation)
     noise = np.random.default_rng(seed).normal(size=(count, TOKENS, 3)) * noise
     return strength * np.eye(3)[strip] + noise
 
@@ -32,32 +33,32 @@ def planted(orientation="horizontal", strength=1.0, noise=0.0, count=30, seed=0)
 def test_a_perfect_strip_map_scores_one_on_its_own_axis_and_nothing_on_the_other(orientation):
     other = AXES[1 - AXES.index(orientation)]
     values = planted(orientation)[0]
-    assert strips.strip_score(values, strips.strip_of(GRID, orientation)) == pytest.approx(1)
-    assert strips.strip_score(values, strips.strip_of(GRID, other)) == pytest.approx(0)
-    assert strips.agreement(values, strips.strip_of(GRID, orientation)) == 1
+    assert background.strip_score(values, background.strip_of(GRID, orientation)) == pytest.approx(1)
+    assert background.strip_score(values, background.strip_of(GRID, other)) == pytest.approx(0)
+    assert background.agreement(values, background.strip_of(GRID, orientation)) == 1
 
 
 def test_the_score_is_the_share_of_variance_between_strips():
     strip = np.repeat([0, 1, 2], 2)
     values = np.array([[0.0, 2, 2, 4, 4, 6]]).T  # between: 2 * (4 + 0 + 4) = 16, within: 3 * 2 = 6
-    assert strips.strip_score(values, strip) == pytest.approx(16 / 22)
-    assert strips.strip_score(np.stack([values, 5 * values + 1]), strip) == pytest.approx([16 / 22, 16 / 22])
+    assert background.strip_score(values, strip) == pytest.approx(16 / 22)
+    assert background.strip_score(np.stack([values, 5 * values + 1]), strip) == pytest.approx([16 / 22, 16 / 22])
 
 
 def test_a_flat_map_has_no_strips():
-    assert strips.strip_score(np.full((TOKENS, 3), 1 / 3), strips.strip_of(GRID, "horizontal")) == 0
+    assert background.strip_score(np.full((TOKENS, 3), 1 / 3), background.strip_of(GRID, "horizontal")) == 0
 
 
 def test_a_reversed_map_has_strips_that_are_not_their_own_place():
-    strip = strips.strip_of(GRID, "horizontal")
-    assert strips.strip_score(planted()[0][:, ::-1], strip) == pytest.approx(1)
-    assert strips.agreement(planted()[0][:, ::-1], strip) == pytest.approx(1 / 3)
+    strip = background.strip_of(GRID, "horizontal")
+    assert background.strip_score(planted()[0][:, ::-1], strip) == pytest.approx(1)
+    assert background.agreement(planted()[0][:, ::-1], strip) == pytest.approx(1 / 3)
 
 
 def test_permutation_p_is_small_for_strips_and_large_for_noise():
-    where = tokens.background(GRID, "horizontal")
+    where = token_sets.background(GRID, "horizontal")
     for maps, low, high in ((planted(noise=1.0), 0, 0.01), (planted(strength=0, noise=1.0), 0.05, 1)):
-        row = strips.describe(maps[:, None], GRID, "horizontal", where).set_index("axis").loc["own"]
+        row = background.describe(maps[:, None], GRID, "horizontal", where).set_index("axis").loc["own"]
         assert low <= row["p"] <= high
         assert row["null_mean"] == pytest.approx(2 / (len(where) - 1), abs=0.005)  # chance, by degrees of freedom
     assert row["score"] < 0.05 and row["n"] == 30
@@ -65,19 +66,19 @@ def test_permutation_p_is_small_for_strips_and_large_for_noise():
 
 def test_object_tokens_do_not_count():
     maps = planted(strength=0, noise=0.1)
-    where = tokens.background(GRID, "horizontal")
-    before = strips.describe(maps[:, None], GRID, "horizontal", where)
+    where = token_sets.background(GRID, "horizontal")
+    before = background.describe(maps[:, None], GRID, "horizontal", where)
     for slot in range(3):
-        maps[:, tokens.object_tokens(GRID, "horizontal", slot), slot] += 100
-    assert strips.describe(maps[:, None], GRID, "horizontal", where).equals(before)
-    assert strips.strip_score(maps.mean(0), strips.strip_of(GRID, "horizontal")) > 0.05
+        maps[:, token_sets.object_tokens(GRID, "horizontal", slot), slot] += 100
+    assert background.describe(maps[:, None], GRID, "horizontal", where).equals(before)
+    assert background.strip_score(maps.mean(0), background.strip_of(GRID, "horizontal")) > 0.05
 
 
 def test_intervals_cover_and_the_correction_undoes_the_noise_of_few_images():
     """200 samples of 20 noisy images of a map whose own score is 1: the plain score is too low, the corrected one much
     less so; intervals cover what the score of 20 images is on average."""
-    strip = strips.strip_of(GRID, "horizontal")
-    samples = [strips.estimate(planted(noise=1.5, count=20, seed=seed)[:, None], strip) for seed in range(200)]
+    strip = background.strip_of(GRID, "horizontal")
+    samples = [background.estimate(planted(noise=1.5, count=20, seed=seed)[:, None], strip) for seed in range(200)]
     expected = np.mean([found.value for found, _ in samples])
     corrected = np.mean([value for _, value in samples])
     assert all(found.low <= found.value <= found.high for found, _ in samples)
@@ -87,14 +88,14 @@ def test_intervals_cover_and_the_correction_undoes_the_noise_of_few_images():
 
 def test_maps_of_columns_are_laid_on_their_side():
     rows, columns = planted("horizontal"), planted("vertical")
-    assert np.array_equal(strips.lengthwise(columns, "vertical"), rows)
-    assert np.array_equal(strips.lengthwise(rows, "horizontal"), rows)
+    assert np.array_equal(background.lengthwise(columns, "vertical"), rows)
+    assert np.array_equal(background.lengthwise(rows, "horizontal"), rows)
 
 
 @pytest.mark.parametrize("orientation", AXES)
 def test_profile_follows_the_axis(orientation):
-    where = tokens.background(GRID, orientation)
-    table = strips.profile(planted(orientation, count=2), GRID, orientation, where)
+    where = token_sets.background(GRID, orientation)
+    table = background.profile(planted(orientation, count=2), GRID, orientation, where)
     mean = table.groupby(["position", "place"])["probability"].mean().unstack()
     assert mean.to_numpy().argmax(1).tolist() == [0] * 4 + [1] * 4 + [2] * 4
     assert set(table["image"]) == {0, 1}
@@ -105,13 +106,13 @@ def test_profile_follows_the_axis(orientation):
 
 @pytest.mark.parametrize("orientation", AXES)
 def test_the_two_places_agree_where_probes_are_trained_and_differ_in_compact_lines_at_the_edge(orientation):
-    strip = strips.strip_of(GRID, orientation)
-    assert np.array_equal(strips.relative_place(GRID, orientation), strip)
+    strip = background.strip_of(GRID, orientation)
+    assert np.array_equal(background.relative_place(GRID, orientation), strip)
     compact, shift = replace(GRID, gap=0), (0, -3) if orientation == "horizontal" else (-3, 0)
     for slot in range(3):
-        members = tokens.object_tokens(compact, orientation, slot, shift)
-        assert set(strips.relative_place(compact, orientation, shift)[members]) == {slot}
-    third = tokens.object_tokens(compact, orientation, 2, shift)
+        members = token_sets.object_tokens(compact, orientation, slot, shift)
+        assert set(background.relative_place(compact, orientation, shift)[members]) == {slot}
+    third = token_sets.object_tokens(compact, orientation, 2, shift)
     assert set(strip[third]) == {1}  # the last of the line stands in the middle strip
 
 
@@ -119,7 +120,7 @@ def line(code, gap, along):
     """A line whose tokens carry only a code of their place (one-hot), absolute or relative."""
     grid, shift = replace(GRID, gap=gap), (0, along)
     place = (
-        strips.strip_of(grid, "horizontal") if code == "absolute" else strips.relative_place(grid, "horizontal", shift)
+        background.strip_of(grid, "horizontal") if code == "absolute" else background.relative_place(grid, "horizontal", shift)
     )
     count = 4
     images = torch.tensor(np.eye(3)[place], dtype=torch.float32).expand(count, -1, -1)
@@ -138,16 +139,16 @@ def on_objects(shown, code):
 @pytest.mark.parametrize("code", ["absolute", "relative"])
 def test_readings_name_the_planted_code(code):
     probe = Probe(torch.eye(3), torch.zeros(3))
-    table = strips.readings(probe, line(code, gap=0, along=-3))
+    table = background.readings(probe, line(code, gap=0, along=-3))
     assert set(table["part"]) == {"object", "background"} and (table[code] == 1).all()
     assert (table[{"absolute": "relative", "relative": "absolute"}[code]] == 0).all() and (table["neither"] == 0).all()
-    assert strips.readings(probe, line(code, gap=2, along=0)).empty  # both places agree: nothing to tell
+    assert background.readings(probe, line(code, gap=2, along=0)).empty  # both places agree: nothing to tell
 
 
 def test_only_a_relative_code_is_read_at_a_place_never_seen():
     places = [(1, -2), (1, 2), (0, 3), (0, -3)]
     found = {
-        code: strips.unseen_place([line(code, *p) for p in places], 3, "logistic") for code in ("absolute", "relative")
+        code: background.unseen_place([line(code, *p) for p in places], 3, "logistic") for code in ("absolute", "relative")
     }
     assert (found["relative"] == 1).all()
     assert (found["absolute"] < 0.7).all()
@@ -157,14 +158,14 @@ def test_pictures_of_the_tested_triples_are_not_trained_on():
     """Tokens that only say which object of which picture they show, the same wherever the line stands."""
     places = [line("relative", *p) for p in ((1, -2), (1, 2))]
     wide = [on_objects(p, torch.eye(12).reshape(4, 3, 12)) for p in places]
-    assert strips.unseen_place(wide, 0, "logistic").max() <= 1 / 3 + 1e-9
+    assert background.unseen_place(wide, 0, "logistic").max() <= 1 / 3 + 1e-9
 
 
 def test_lines_at_the_tested_place_are_not_trained_on():
     """Tokens that say the place in the line in a way of their own wherever the line stands."""
     places = [line("relative", *p) for p in ((1, -2), (1, 2))]
     own = [on_objects(p, torch.eye(6)[3 * k : 3 * k + 3].expand(4, -1, -1)) for k, p in enumerate(places)]
-    assert strips.unseen_place(own, 0, "logistic").max() <= 1 / 3 + 1e-9
+    assert background.unseen_place(own, 0, "logistic").max() <= 1 / 3 + 1e-9
 
 
 # --- order removed from some tokens, exchanges of some tokens -----------------------------------------------------
@@ -182,22 +183,22 @@ def drawn(vlm):
 
 @pytest.fixture(scope="module")
 def plain(vlm, drawn):
-    return experiments.study(vlm, drawn)
+    return studies.study(vlm, drawn)
 
 
 @pytest.fixture(scope="module")
 def ablated(vlm, drawn):
-    return experiments.ablated(vlm, drawn)
+    return studies.ablated(vlm, drawn)
 
 
-@pytest.mark.parametrize("part", strips.PARTS)
+@pytest.mark.parametrize("part", background.PARTS)
 def test_a_partial_ablation_replaces_its_tokens_and_no_other(plain, ablated, part):
-    mixed = strips.partly_ablated(plain, ablated, part)
+    mixed = background.partly_ablated(plain, ablated, part)
     for name in ("clean", "counterfactual"):
         runs = [getattr(study, name) for study in (plain, ablated, mixed)]
         before, after, found = (run.images[torch.as_tensor(run.index)] for run in runs)
         for k, pair in enumerate(plain.pairs):
-            objects = {t for slot in range(3) for t in tokens.object_tokens(plain.vlm.grid, pair.orientation, slot)}
+            objects = {t for slot in range(3) for t in token_sets.object_tokens(plain.vlm.grid, pair.orientation, slot)}
             taken = {t for t in range(before.shape[1]) if not torch.equal(found[k, t], before[k, t])}
             assert all(torch.equal(found[k, t], after[k, t]) for t in taken)
             outside = set(range(before.shape[1])) - objects
@@ -211,13 +212,13 @@ def test_a_partial_ablation_replaces_its_tokens_and_no_other(plain, ablated, par
 
 def test_unknown_parts_are_refused(plain, ablated):
     with pytest.raises(UserError, match="everything"):
-        strips.partly_ablated(plain, ablated, "everything")
+        background.partly_ablated(plain, ablated, "everything")
 
 
 def test_answers_of_all_or_nothing_are_those_of_the_two_studies(plain, ablated):
     for part, study in (("none", plain), ("both", ablated)):
-        mixed = strips.partly_ablated(plain, ablated, part)
-        found, wanted = experiments.answers(mixed), experiments.answers(study)
+        mixed = background.partly_ablated(plain, ablated, part)
+        found, wanted = studies.answers(mixed), studies.answers(study)
         assert np.allclose(found["order"], wanted["order"], atol=1e-5) and found["right"].equals(wanted["right"])
 
 
@@ -226,34 +227,34 @@ def pairs_of(edit, pair):
 
 
 def test_no_background_token_is_the_object_exchange_and_all_of_them_the_strip_exchange(plain):
-    grid, most = plain.vlm.grid, strips.rest_size(plain.vlm.grid)
+    grid, most = plain.vlm.grid, background.rest_size(plain.vlm.grid)
     for count, objects, region in ((0, True, "object"), (most, True, "strip"), (most, False, "background_strip")):
-        edit = strips.some_tokens(plain, count, objects)
+        edit = background.some_tokens(plain, count, objects)
         for k, pair in enumerate(plain.pairs):
-            first, last = tokens.exchange(grid, pair.orientation, region)
+            first, last = token_sets.exchange(grid, pair.orientation, region)
             assert pairs_of(edit, k) == {*zip(first, last, strict=True), *zip(last, first, strict=True)}
-    assert strips.some_tokens(plain, 0, objects=False).targets.shape == (len(plain), 0)
+    assert background.some_tokens(plain, 0, objects=False).targets.shape == (len(plain), 0)
 
 
 def test_some_tokens_are_aligned_members_of_the_strips_drawn_for_each_pair(plain):
-    edit, again, other = (strips.some_tokens(plain, 3, objects=False, seed=seed) for seed in (1, 1, 2))
+    edit, again, other = (background.some_tokens(plain, 3, objects=False, seed=seed) for seed in (1, 1, 2))
     assert np.array_equal(edit.targets, again.targets) and not np.array_equal(edit.targets, other.targets)
     for k, pair in enumerate(plain.pairs):
-        rests = tokens.exchange(plain.vlm.grid, pair.orientation, "background_strip")
+        rests = token_sets.exchange(plain.vlm.grid, pair.orientation, "background_strip")
         aligned = {*zip(*rests, strict=True), *zip(*rests[::-1], strict=True)}
         assert pairs_of(edit, k) < aligned and len(pairs_of(edit, k)) == 6
-    scattered = strips.some_tokens(plain, 3, objects=False, scattered=True)
-    objects = tokens.exchange(plain.vlm.grid, plain.pairs[0].orientation, "object")
+    scattered = background.some_tokens(plain, 3, objects=False, scattered=True)
+    objects = token_sets.exchange(plain.vlm.grid, plain.pairs[0].orientation, "object")
     assert not set(scattered.targets[0]) & set(np.concatenate(objects))
 
 
 def test_exchanges_of_nothing_and_of_everything_are_the_baselines(plain):
-    edits = {"nothing": strips.some_tokens(plain, 0, objects=False), "all": strips.in_place(plain, "both")}
+    edits = {"nothing": background.some_tokens(plain, 0, objects=False), "all": background.in_place(plain, "both")}
     table = token_sweep(plain.vlm, plain.clean, edits, plain.ids, plain.roles, plain.other, slots=[0], progress=False)
     wide = table.pivot_table(index=["pair", "role"], columns=["run", "edit"], values="probability")
     assert np.allclose(wide["patched", "nothing"], wide["clean", "none"], atol=1e-5)
     assert np.allclose(wide["patched", "all"], wide["counterfactual", "none"], atol=1e-5)
-    flipped = strips.flipped(table).set_index(["edit", "pair"])["flipped"]
+    flipped = background.flipped(table).set_index(["edit", "pair"])["flipped"]
     clean = wide["clean", "none"].unstack("role")
     assert np.array_equal(flipped["nothing"].to_numpy() == 1, clean["counterfactual"] > clean["clean"])
 
@@ -266,4 +267,4 @@ def test_lines_know_what_stands_where(vlm):
     assert shown.objects.image.tolist().count(3) == vlm.grid.entity**2  # one entity in the last picture
     assert set(shown.objects.place[shown.objects.image == 3]) == {1}
     assert len(shown.background) == vlm.grid.side**2 - 3 * vlm.grid.entity**2
-    assert strips.right(vlm, Lines.of(vlm, "squares", triples, "vertical")).shape == (3, 2)
+    assert background.right(vlm, Lines.of(vlm, "squares", triples, "vertical")).shape == (3, 2)

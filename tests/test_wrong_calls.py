@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from lib import paths
+from lib import places
 
 RUN = ["-m", "lib.run"]
 
@@ -28,26 +28,26 @@ CALLS = {  # what is wrong: the call, and what its sentence says
     "truncated weights": ([*RUN, "--model", "{work}/cut"], "truncated or corrupt"),
     "outputs that cannot be written": ([*RUN, "--outputs", "{work}/file"], "cannot write"),
     "missing folder": (
-        script("from lib import realdata; realdata.whatsup('{work}/nowhere', 'reference')"),
+        script("from lib.stimuli import photographs; photographs.whatsup('{work}/nowhere', 'reference')"),
         "There is no folder",
     ),
     "corrupt picture": (
-        script("from lib import questions, scenes; grid = scenes.GRIDS['reference']; "
+        script("from lib.stimuli import questions, scenes; grid = scenes.GRIDS['reference']; "
                "asked = questions.questions('objects', grid, objects='{work}/objects'); "
                "[item.scene.image(grid.canvas) for item in asked]"),
         "not a readable picture",
     ),
     "wrong picture size": (
-        script("from PIL import Image; from lib import vlm; "
+        script("from PIL import Image; from lib.engine import vlm; "
                "vlm.load('reference').encode([Image.new('RGB', (100, 90))])"),
         "168",
     ),
     "a word that is not one token": (
-        script("from lib import vlm; vlm.load('reference').candidates(['xylophone'])"),
+        script("from lib.engine import vlm; vlm.load('reference').candidates(['xylophone'])"),
         "not one token",
     ),
     "empty question file": (
-        script("from lib import realdata; realdata.coco_ids('{work}/empty.json')"),
+        script("from lib.stimuli import photographs; photographs.coco_ids('{work}/empty.json')"),
         "holds no questions",
     ),
 }  # fmt: skip
@@ -79,7 +79,7 @@ def test_a_wrong_call_gets_one_sentence_and_exit_code_2(wrong, work, tmp_path):
     earlier.write_text("an earlier result")
     command = [sys.executable, *(word.replace("{work}", str(work)) for word in words)]
     settings = {"DUAL_OUTPUTS": str(tmp_path), "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
-    done = subprocess.run(command, cwd=paths.ROOT, env=os.environ | settings, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=places.ROOT, env=os.environ | settings, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr[-2000:]
     told = [line for line in done.stderr.splitlines() if not re.match(r"Loading weights|\s*$", line)]
     assert len(told) == 1 and told[0].startswith("error: ") and sentence in told[0]

@@ -12,9 +12,9 @@ import torch
 import transformers as tf
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from lib.families import family
-from lib.scenes import Grid
-from lib.vlm import VLM
+from lib.engine.families import family
+from lib.engine.vlm import VLM
+from lib.stimuli.scenes import Grid
 
 SIDE = 6
 WORDS = (

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lib import scenes
-from lib.questions import DIRECTIONS, OPPOSITE, ORIENTATION, held_out_triples, neighbour_question, side_question
 from lib.reference.language import COLUMNS, EXTREMES, FURNITURE, GRID, ORDINALS, ROWS
-from lib.scenes import Entity, Placement, Scene
+from lib.stimuli import scenes
+from lib.stimuli.questions import DIRECTIONS, OPPOSITE, ORIENTATION, held_out_triples, neighbour_question, side_question
+from lib.stimuli.scenes import Entity, Placement, Scene
 
 COLOURS = scenes.palette(GRID)
 KINDS = ("squares", "shapes", "objects")

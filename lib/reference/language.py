@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerFast
 from transformers.models.llava.processing_llava import LlavaProcessor
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from lib import questions
-from lib.scenes import COLOURS, GRIDS, OBJECT_NAMES, SHAPES, Entity
+from lib.stimuli import questions
+from lib.stimuli.scenes import COLOURS, GRIDS, OBJECT_NAMES, SHAPES, Entity
 
 GRID = GRIDS["reference"]
 SPECIAL = ("<pad>", "<s>", "</s>", "<image>", "<assistant>", "<unk>")

@@ -13,14 +13,16 @@ import numpy as np
 import pandas as pd
 import torch
 
-from lib import questions, scenes, vlm
-from lib.behaviour import accuracy, behaviour, side_behaviour
+from lib.analysis.behaviour import accuracy, behaviour, side_behaviour
+from lib.artifact.storage import write_csv
+from lib.engine import vlm
+from lib.engine.checkpoints import seeded
 from lib.errors import cli
-from lib.models import seeded
-from lib.paths import MODELS, write_csv
-from lib.questions import Item
+from lib.places import MODELS
 from lib.reference import curriculum, train
 from lib.reference.language import GRID
+from lib.stimuli import questions, scenes
+from lib.stimuli.questions import Item
 
 SHIFTS = ((-5, 0), (5, 0), (-3, -1), (3, 1), (0, -1), (0, 1))  # rows, columns; transposed for vertical lines
 
@@ -146,7 +148,7 @@ def card(recipe_name: str, model: vlm.VLM, table: pd.DataFrame, preset: str, see
     wide = wide[list(questions.DIRECTIONS)].reset_index()
     size = train.models.SIZES[preset]
     count = sum(p.numel() for p in model.model.parameters())
-    use = SCRIPT.format(name=name) if recipe_name != "vision_only" else 'Load it with `lib.vlm.load("vision_only")`.\n'
+    use = SCRIPT.format(name=name) if recipe_name != "vision_only" else 'Load it with `lib.engine.vlm.load("vision_only")`.\n'
     return f"""---
 license: mit
 library_name: transformers
@@ -169,7 +171,7 @@ It is a `LlavaForConditionalGeneration` (SigLIP encoder with learned positions, 
 
 Loss, accuracy and seconds along the way are in `training.jsonl` (seconds of one thread on a busy two-core machine, counted anew after a stop).
 
-Data: scenes drawn by `lib/scenes.py`, texts by `lib/reference/curriculum.py`; nothing else. Rows and columns, free layouts, grids, cut-outs of {len(scenes.TRAINING_PHOTOGRAPHS)} photographs ({", ".join(scenes.TRAINING_PHOTOGRAPHS)}) and, last, naturalistic scenes. Never in training: the centred lines of the evaluation, the `test` triples (a third of all) in any row or column, the photographs {", ".join(scenes.HELD_OUT_PHOTOGRAPHS)}. All pictures of the tables below are therefore new to the model.
+Data: scenes drawn by `lib/stimuli/scenes.py`, texts by `lib/reference/curriculum.py`; nothing else. Rows and columns, free layouts, grids, cut-outs of {len(scenes.TRAINING_PHOTOGRAPHS)} photographs ({", ".join(scenes.TRAINING_PHOTOGRAPHS)}) and, last, naturalistic scenes. Never in training: the centred lines of the evaluation, the `test` triples (a third of all) in any row or column, the photographs {", ".join(scenes.HELD_OUT_PHOTOGRAPHS)}. All pictures of the tables below are therefore new to the model.
 
 ## Place in the embeddings
 
@@ -183,7 +185,7 @@ Most probable next token, share right with Wilson's 95 % interval; `test`: no su
 
 ## Limits
 
-It knows {len(scenes.COLOURS) - 1} colours, {len(scenes.SHAPES)} shapes and {len(scenes.OBJECT_NAMES)} drawn objects, reads and writes {len(model.tokenizer)} words, and answers the question forms of `lib/questions.py`. It is a stand-in for studying where a model keeps order; what holds in it need not hold in a large model.
+It knows {len(scenes.COLOURS) - 1} colours, {len(scenes.SHAPES)} shapes and {len(scenes.OBJECT_NAMES)} drawn objects, reads and writes {len(model.tokenizer)} words, and answers the question forms of `lib/stimuli/questions.py`. It is a stand-in for studying where a model keeps order; what holds in it need not hold in a large model.
 """
 
 

@@ -22,13 +22,13 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 
-from lib import questions, scenes
+from lib.engine.checkpoints import seeded
 from lib.errors import UserError, cli
-from lib.models import seeded
-from lib.paths import MODELS, ROOT
+from lib.places import MODELS, ROOT
 from lib.reference import curriculum, models
 from lib.reference.language import GRID, build_tokenizer, save_processor
 from lib.reference.muon import Muon
+from lib.stimuli import questions, scenes
 
 CHECKPOINTS = ROOT / "checkpoints"
 LONGEST = 112  # text tokens per lesson; texts that no longer fit are left out, so that batches carry little padding

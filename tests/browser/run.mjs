@@ -154,7 +154,7 @@ async function tall(page, file) {
 
 async function lookAtSite(context, python, work, shots) {
   const site = path.join(work, "site");
-  const made = spawnSync(python, ["-m", "lib.site", site], { cwd: ROOT, encoding: "utf8" });
+  const made = spawnSync(python, ["-m", "lib.artifact.site", site], { cwd: ROOT, encoding: "utf8" });
   if (made.status !== 0) throw new Error(made.stderr);
   const page = await context.newPage();
   const outside = [];

@@ -1,0 +1,111 @@
+"""Training seeds side by side: `python -m lib.artifact.seeds` runs the notebooks on every shipped training seed of a recipe and
+collects their claims in outputs/seeds/: seeds.csv, seeds.png, seeds.pdf.
+
+A claim holds for a recipe only where its seeds agree. Seed 0 of each recipe is the model that `make run` is about: its
+ledger is the published one. The other seeds' runs go to seeds/, a folder of their own, which is not published.
+Floor 5, beside the runner: computes nothing itself.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from lib import places, run
+from lib.artifact import figures, ledger, storage
+from lib.engine.checkpoints import seeds
+from lib.errors import UserError, cli
+from lib.places import show
+from lib.stimuli.questions import SETTINGS
+
+RECIPES = ("reference", "joint")  # those of which several training seeds are shipped
+WORK = places.ROOT / "seeds"
+COLUMNS = ["recipe", "seed", "claim", "metric", "setting", "value", "low", "high", "n", "verdict"]
+
+
+def folder() -> Path:
+    """Where the collected claims are published."""
+    return places.outputs() / "seeds"
+
+
+def run_others(work: Path, fresh: bool) -> int:
+    """The notebooks of the plan on every seed but the published one, each recipe by a call of the runner; its exit
+    code."""
+    codes = [0]
+    for recipe in RECIPES:
+        chosen = run.PLAN[recipe]
+        names = [name for number, name in seeds(recipe).items() if number]
+        if names:
+            words = ["--model", ",".join(names), "--outputs", str(work), *(["--fresh"] if fresh else [])]
+            words += ["--notebooks", ",".join(chosen)] if chosen else []
+            codes.append(subprocess.run([sys.executable, "-m", "lib.run", *words], cwd=places.ROOT).returncode)
+    return max(codes)
+
+
+def collected(work: Path) -> pd.DataFrame:
+    """The ledgers of all seeds, a row per recipe, seed, metric and setting; a UserError where one is missing."""
+    rows = []
+    for recipe in RECIPES:
+        for number, name in seeds(recipe).items():
+            path = (work / name / "ledger.json") if number else ledger.path(name)
+            if not path.is_file():
+                raise UserError(f"{show(path)} is missing: `{'make seeds' if number else 'make run'}` makes it")
+            rows += [{"recipe": recipe, "seed": number, **row} for row in storage.read_json(path)]
+    return pd.DataFrame(rows)[COLUMNS]
+
+
+def agreed(table: pd.DataFrame) -> pd.DataFrame:
+    """What the seeds of a recipe say together: recipe, metric, setting, seeds, verdict ("seeds differ" unless all say
+    the same)."""
+    rows = []
+    for (recipe, metric, setting), cell in table.groupby(["recipe", "metric", "setting"], sort=False):
+        said = cell["verdict"].unique()
+        rows.append((recipe, metric, setting, len(cell), said[0] if len(said) == 1 else "seeds differ"))
+    return pd.DataFrame(rows, columns=["recipe", "metric", "setting", "seeds", "verdict"])
+
+
+def draw(table: pd.DataFrame):
+    """Every metric in a panel: each seed's value with its interval, by setting; the rule's threshold as a line."""
+    figures.use_style()
+    metrics = [metric for metric in ledger.MEASURES if metric in set(table["metric"])]
+    figure, axes = figures.panels(-(-len(metrics) // 3), 3, height=1.75, squeeze=False)
+    for ax, metric in zip(axes.flat, metrics, strict=False):
+        measure, part = ledger.MEASURES[metric], table[table["metric"] == metric]
+        names = [name for name in (*SETTINGS, "naturalistic") if name in set(part["setting"])]
+        for place, recipe in enumerate(RECIPES):
+            rows, look = part[part["recipe"] == recipe], figures.look(recipe)
+            order = rows["seed"].map(sorted(set(rows["seed"])).index)
+            x = rows["setting"].map(names.index) + (place - 0.5) * 0.4 + (order - 1) * 0.1
+            bars = [rows["value"] - rows["low"], rows["high"] - rows["value"]]
+            style = {"fmt": look.marker, "color": look.colour, "elinewidth": 1, "label": f"{recipe}, seeds in order"}
+            ax.errorbar(x, rows["value"], [bar.clip(lower=0) for bar in bars], **style)
+        figures.level(ax, measure.threshold, "")
+        ax.set(title=f"{measure.claim}: {metric.replace('_', ' ')}", xlim=(-0.5, len(names) - 0.5))
+        ax.set_xticks(range(len(names)), names)
+    for ax in axes.flat[len(metrics) :]:
+        ax.remove()
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(RECIPES))
+    return figure
+
+
+def main(argv=None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m lib.artifact.seeds", description="The claims over training seeds.")
+    parser.add_argument("--fresh", action="store_true", help="run what is up to date, too")
+    parser.add_argument("--work", type=Path, default=WORK, help="where the seeds' own runs go (default: seeds/)")
+    arguments = parser.parse_args(argv)
+    code = run_others(arguments.work, arguments.fresh)
+    if code:
+        return code
+    table = collected(arguments.work)
+    members = {recipe: list(seeds(recipe)) for recipe in RECIPES}
+    figures.save(draw(table), "seeds", table, "seeds", folder=folder(), training_seeds=members)
+    print(agreed(table).to_string(index=False))
+    print(f"the claims over training seeds are in {show(folder())}")
+    return 0
+
+
+if __name__ == "__main__":
+    with cli():
+        raise SystemExit(main())

@@ -1,0 +1,183 @@
+"""Reading checkpoints (floor 2): names to folders, files to a model, its tokenizer, image processor and chat
+template.
+
+Everything works without torchvision: image processors are taken in their Pillow version, and the processors
+that would want torchvision (Pixtral's) or a video processor (Qwen's) are not needed.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from lib.engine.checkpoints import locate
+from lib.engine.families import Family, family_of
+from lib.errors import UserError
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What was read."""
+
+    model: torch.nn.Module
+    tokenizer: object
+    processor: object
+    family: Family
+    name: str
+    template: str | None
+
+
+def read(
+    name: str | Path,
+    device: str,
+    dtype: torch.dtype | str | None,
+    attn: str,
+    revision: str | None,
+    device_map,
+) -> Checkpoint:
+    """A checkpoint by name, folder or hub id; arguments as for `lib.engine.vlm.load`."""
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
+
+    path = locate(name)
+    if attn not in ("sdpa", "eager"):
+        raise UserError(f"attn must be 'sdpa' or 'eager' (masks are edited), not {attn!r}.")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if dtype is None:
+        dtype = default_dtype(device, device_map)
+    elif isinstance(dtype, str):
+        dtype = getattr(torch, dtype)
+    with _explained(name):
+        safe = {"revision": revision, "trust_remote_code": False}  # no code from a checkpoint is ever run
+        config = AutoConfig.from_pretrained(path, **safe)
+        record = family_of(config.model_type, getattr(getattr(config, "vision_config", None), "model_type", None))
+        tokenizer = AutoTokenizer.from_pretrained(path, **safe)
+        model, info = AutoModelForImageTextToText.from_pretrained(
+            path,
+            **safe,
+            use_safetensors=True,  # nor a pickle read
+            dtype=dtype,
+            attn_implementation=attn,
+            device_map=device_map,
+            output_loading_info=True,
+        )
+        missing = sorted(info["missing_keys"])
+        if missing:
+            raise UserError(f"{name}: weights are missing, {missing[0]} and {len(missing) - 1} more; get a whole copy.")
+        processor = _processor(path, record, revision)
+        template = _template(path, revision)
+    if device_map is None:
+        model = model.to(device)
+    return Checkpoint(model, tokenizer, processor, record, Path(name).name, template or tokenizer.chat_template)
+
+
+def default_dtype(device: str, device_map=None) -> torch.dtype:
+    """float32 on a CPU; on a CUDA GPU bfloat16, but float32 where that is only emulated (before Ampere, such as a T4).
+
+    Never float16: its range ends at 65504, which activations of Qwen2-VL and Gemma 3 exceed.
+    """
+    if not torch.cuda.is_available() or (str(device) == "cpu" and device_map is None):
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+
+
+@contextmanager
+def _explained(name):
+    """Failures of reading a model, told as one sentence."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        raise UserError(
+            f"{name}: a weight file is damaged or cut short ({error}); copy or download it again."
+        ) from error
+    except (OSError, json.JSONDecodeError) as error:
+        if "gated" in str(error).lower():
+            raise UserError(
+                f"{name}: its weights are gated; accept the licence on its page at huggingface.co, make a token "
+                "there (Settings > Access Tokens) and give it as HF_TOKEN in the environment, by `hf auth login`, "
+                "or on Colab as the secret HF_TOKEN."
+            ) from error
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"{name}: cannot be read ({first}); check the name, the folder, and the connection if it is on the hub."
+        ) from error
+    except ValueError as error:
+        if any(words in str(error) for words in ("model type", "Unrecognized", "not recognize", "custom code")):
+            raise UserError(
+                f"{name}: transformers does not know this architecture; see 'Add your model' in lib/engine/families.py."
+            ) from error
+        raise
+
+
+def _processor(path: str, record: Family, revision: str | None):
+    """The checkpoint's image processor in its Pillow version: no torchvision, the same numbers everywhere."""
+    import transformers
+
+    names = [record.processor]
+    for file in ("preprocessor_config.json", "processor_config.json"):
+        told = _file(path, file, revision)
+        told = json.loads(told) if told else {}
+        kind = (told.get("image_processor") or told).get("image_processor_type")
+        if kind:
+            names.insert(0, kind.removesuffix("Fast").removesuffix("Pil") + "Pil")
+            break
+    for kind in names:
+        if hasattr(transformers, kind):
+            return getattr(transformers, kind).from_pretrained(path, revision=revision)
+    raise UserError(f"{path}: transformers has no image processor {names[0]}; a newer version may.")
+
+
+def _template(path: str, revision: str | None) -> str | None:
+    """The chat template that goes with the processor, where there is one beside the tokenizer's own."""
+    text = _file(path, "chat_template.jinja", revision)
+    if text:
+        return text
+    text = _file(path, "chat_template.json", revision)
+    return json.loads(text)["chat_template"] if text else None
+
+
+def _file(path: str, file: str, revision: str | None) -> str | None:
+    from transformers.utils import cached_file
+
+    found = cached_file(
+        path,
+        file,
+        revision=revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return Path(found).read_text(encoding="utf-8") if found else None
+
+
+def chat(tokenizer, template, question, system, images, placeholder, name) -> str:
+    """The chat template applied to a question; templates differ in the forms they take, so try several."""
+    pictures = [{"type": "image"} for _ in range(images)]
+    user = {"role": "user", "content": [*pictures, {"type": "text", "text": question}]}
+    trials = [[user]]
+    if system:
+        told = {"role": "user", "content": [*pictures, {"type": "text", "text": f"{system}\n{question}"}]}
+        trials = [
+            [{"role": "system", "content": [{"type": "text", "text": system}]}, user],
+            [{"role": "system", "content": system}, user],
+            [told],
+        ]
+    problem = "it has no chat template"
+    for messages in trials:
+        try:
+            text = tokenizer.apply_chat_template(
+                messages, chat_template=template, tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:  # templates raise jinja errors of many kinds
+            problem = str(error)
+            continue
+        if question in text and (not system or (system in text and "{'type'" not in text)):
+            if text.count(placeholder) == images:
+                return text
+            problem = f"its chat template writes {text.count(placeholder)} pictures instead of {images}"
+    raise UserError(f"Cannot write a prompt for {name}: {problem}.")
