@@ -35,9 +35,9 @@ from lib.engine import oracle
 from lib.engine.vlm import VLM
 from lib.errors import cli
 from lib.patching.interventions import Interchange, Run, amplification_sweep, last_token_sweep, token_sweep
+from lib.stimuli.grids import Grid
 from lib.stimuli.pairs import last_token_pairs, mirrored_pairs
 from lib.stimuli.questions import OPPOSITE, line_item
-from lib.stimuli.scenes import Grid
 from lib.stimuli.token_sets import exchange
 
 ALPHAS = tuple(range(1, 16))

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from lib.analysis import last_token, studies
+from lib.analysis import ablation, identities, knockout, last_token, slot_probes, studies
 from lib.analysis.probes import Objects
 from lib.engine import vlm
 from lib.errors import UserError
@@ -70,7 +70,7 @@ def test_an_attribute_that_never_comes_has_no_slot():
     assert np.isnan(found["attribute_from"].value) and np.isnan(found["order_before_attribute"].low)
 
 
-def interchange(effects, clean=-0.8, counterfactual=0.8):
+def token_table(effects, clean=-0.8, counterfactual=0.8):
     """A token sweep in which a pair's swing after the edit is clean + effect * (counterfactual - clean)."""
     rows = []
     for pair, curve in enumerate(effects):
@@ -85,15 +85,15 @@ def interchange(effects, clean=-0.8, counterfactual=0.8):
 
 
 def test_backup_peak_is_the_largest_effect_above_slot_zero():
-    found = last_token.backup_peak(interchange([[0.1, 0.2, 0.7, 0.1]] * 12))
+    found = ablation.backup_peak(token_table([[0.1, 0.2, 0.7, 0.1]] * 12))
     assert found.value == pytest.approx(0.6) and found.low == pytest.approx(0.6) and found.n == 12
     split = np.array([[0, 1, 0, 0]] * 10 + [[0, 0, 0, 1]] * 10)
-    assert last_token.backup_peak(interchange(split)).low == pytest.approx(0.5)  # the maximum of each resample
-    assert last_token.backup_peak(interchange([[0, 0, 0]] * 8)).high == pytest.approx(0)
+    assert ablation.backup_peak(token_table(split)).low == pytest.approx(0.5)  # the maximum of each resample
+    assert ablation.backup_peak(token_table([[0, 0, 0]] * 8)).high == pytest.approx(0)
 
 
 def test_backup_peak_is_not_a_number_when_the_runs_do_not_differ():
-    assert np.isnan(last_token.backup_peak(interchange([[0, 0.5]] * 6, clean=0.3, counterfactual=0.3)).low)
+    assert np.isnan(ablation.backup_peak(token_table([[0, 0.5]] * 6, clean=0.3, counterfactual=0.3)).low)
 
 
 # --- probes ---------------------------------------------------------------------------------------------------
@@ -117,12 +117,12 @@ def planted(place=0.0, content=1.0, own_place=0.0, own_set=0.0, noise=0.0):
 
 def places(**options):
     objects, sets = planted(**options)
-    return last_token.place_probes(objects, sets, ["logistic"]).groupby("test")["correct"].mean()
+    return slot_probes.place_probes(objects, sets, ["logistic"]).groupby("test")["correct"].mean()
 
 
 def relations(form="difference", **options):
     objects, sets = planted(**options)
-    return last_token.relation_probes(last_token.Relations.of(objects, form), sets).groupby("test")["correct"].mean()
+    return slot_probes.relation_probes(slot_probes.Relations.of(objects, form), sets).groupby("test")["correct"].mean()
 
 
 def test_a_place_code_is_read_for_entities_never_seen():
@@ -141,7 +141,7 @@ def test_sets_of_three_are_held_out_whole():
     assert places(own_set=1.0, content=0.0)["held_out"] < 0.5
 
 
-@pytest.mark.parametrize("form", last_token.RELATION_FORMS)
+@pytest.mark.parametrize("form", slot_probes.RELATION_FORMS)
 def test_relation_is_read_from_a_place_code_and_only_then(form):
     there = relations(form, place=1.0, noise=0.3)
     assert there["held_out"] > 0.95 and there["entities"] > 0.95 and there["shuffled"] < 0.7
@@ -149,7 +149,7 @@ def test_relation_is_read_from_a_place_code_and_only_then(form):
     assert own["entities"] < 0.65
 
 
-@pytest.mark.parametrize("form", last_token.RELATION_FORMS)
+@pytest.mark.parametrize("form", slot_probes.RELATION_FORMS)
 def test_without_a_place_code_chance_is_exact(form):
     """Every order is tested: whatever a probe learned, it is right in exactly 1/3 and 1/2 of the cases."""
     found = places()
@@ -172,21 +172,21 @@ def test_content_independence_is_a_difference_within_objects():
         ("column", 1, 6, "control", 0.0),
     ]  # 1 has no new one
     table = pd.DataFrame(rows, columns=["orientation", "image", "entity", "test", "correct"])
-    found = last_token.content_independence(table)
+    found = slot_probes.content_independence(table)
     assert found["probe_held_out"].value == pytest.approx(0.8) and found["probe_held_out"].n == 2  # entities
     assert found["probe_selectivity"].value == pytest.approx((-0.5 + 0 + 0.6) / 3)
 
 
 def test_relations_say_who_is_first():
     objects, _ = planted(place=1.0)
-    rows = last_token.Relations.of(objects)
+    rows = slot_probes.Relations.of(objects)
     mean = objects.x.reshape(-1, 3, 2, DEPTH).mean(2)
     row = np.flatnonzero((rows.image == 9) & (rows.before == 0))[0]
     where = {objects.entity[(objects.image == 9) & (objects.place == k)][0]: k for k in range(3)}
     a, b = where[rows.first[row]], where[rows.second[row]]
     assert a > b and torch.allclose(rows.x[row], mean[9, a] - mean[9, b])
     with pytest.raises(UserError, match="concatenation"):
-        last_token.Relations.of(objects, "product")
+        slot_probes.Relations.of(objects, "product")
 
 
 # --- on the embedded model ------------------------------------------------------------------------------------
@@ -198,41 +198,43 @@ def reference():
 
 
 def test_lines_are_all_orders_of_their_sets_and_slot_zero_is_the_embedding(reference):
-    lines = last_token.lines(reference, "squares", "vertical", sets=3)
+    lines = slot_probes.lines(reference, "squares", "vertical", sets=3)
     assert lines.images.shape[:2] == (18, 144) and len({tuple(row) for row in lines.entities}) == 18
-    states = last_token.object_states(reference, lines, [0, 2])
+    states = slot_probes.object_states(reference, lines, [0, 2])
     first = states[0].x.reshape(18, 3, 4, -1)
     assert torch.allclose(first[7, 2], lines.images[7, torch.as_tensor(lines.places[2])].cpu(), atol=1e-5)
     assert not torch.allclose(states[0].x, states[2].x, atol=1e-2)
 
 
 def test_ablated_lines_hold_no_place_at_slot_zero(reference):
-    lines = last_token.without_order(reference, last_token.lines(reference, "squares", "horizontal", sets=8))
-    objects = last_token.object_states(reference, lines, [0])[0]
-    found = last_token.place_probes(objects, lines.sets, ["logistic"]).groupby("test")["correct"].mean()
+    lines = ablation.without_order(reference, slot_probes.lines(reference, "squares", "horizontal", sets=8))
+    objects = slot_probes.object_states(reference, lines, [0])[0]
+    found = slot_probes.place_probes(objects, lines.sets, ["logistic"]).groupby("test")["correct"].mean()
     assert found["entities"] == pytest.approx(1 / 3, abs=1e-9)
-    relation = last_token.relation_probes(last_token.Relations.of(objects), lines.sets).groupby("test")["correct"].mean()
+    relation = (
+        slot_probes.relation_probes(slot_probes.Relations.of(objects), lines.sets).groupby("test")["correct"].mean()
+    )
     assert relation["entities"] == pytest.approx(1 / 2, abs=1e-9)
 
 
 def test_at_slot_zero_of_ablated_runs_codes_cannot_move_and_places_move_everything(reference):
-    study = studies.ablated(reference, pairs.ablated_pairs("squares", reference.grid, n=1, seed=0))
+    study = ablation.ablated(reference, pairs.ablated_pairs("squares", reference.grid, n=1, seed=0))
     table = interventions.token_sweep(
         reference,
         study.clean,
-        last_token.exchanges(study),
+        ablation.exchanges(study),
         study.ids,
         study.roles,
         study.other,
         slots=[0],
         progress=False,
     )
-    found = last_token.interchange_identities(table)
+    found = ablation.interchange_identities(table)
     assert max(found.values()) < 1e-4
-    assert last_token.largest_difference(table[table["edit"].isin(["none", "places"])], "clean", [0]) > 0.05
+    assert identities.largest_difference(table[table["edit"].isin(["none", "places"])], "clean", [0]) > 0.05
     wrong = dict.fromkeys(found, 0.2)
     with pytest.raises(UserError, match="Identity broken: object at slot 0"):
-        last_token.hold(wrong)
+        identities.hold(wrong)
 
 
 def test_the_empty_picture_leaves_the_words_only(reference):
@@ -266,15 +268,15 @@ def test_same_question_pairs_move_the_answer_to_the_middle(reference):
 
 def test_the_last_token_reads_the_target(reference):
     study = studies.study(reference, pairs.mirrored_pairs("squares", reference.grid, n=2, seed=0)).kept()
-    sets = last_token.reading_sets(study)
+    sets = knockout.reading_sets(study)
     assert {name: tokens.shape[1] for name, tokens in sets.items()} == {
         "target": 4, "opposite": 4, "middle": 4, "background": 132, "all": 144, "random": 4,
     }  # fmt: skip
     layers = len(reference.layers)
     table = interventions.knockout_sweep(
-        reference, study.clean, sets, study.ids, study.roles, last_token.spans(layers), progress=False
+        reference, study.clean, sets, study.ids, study.roles, knockout.spans(layers), progress=False
     )
-    change = last_token.knocked_out(table, layers)
+    change = knockout.knocked_out(table, layers)
     onward = change[(change["span"] == "onward") & (change["slot"] == 0)].groupby("edit")["change"].mean()
     assert onward["all"] < -0.3 and abs(onward["random"]) < 0.2
     assert set(change.groupby("span")["slot"].nunique()) == {layers}
@@ -289,9 +291,9 @@ def study_of(clean, counterfactual, directions):
 
 
 def test_luck_tells_preferences_from_order():
-    ends = last_token.luck(study_of([1] * 6 + [0] * 6, [1] * 6 + [0] * 6, ["left"] * 6 + ["right"] * 6))
+    ends = ablation.luck(study_of([1] * 6 + [0] * 6, [1] * 6 + [0] * 6, ["left"] * 6 + ["right"] * 6))
     assert ends.set_index("direction")["both_minus_neither"].to_dict() == {"left": 1, "right": -1, "all": 0}
-    entity = last_token.luck(study_of([1, 0] * 6, [0, 1] * 6, ["left"] * 12)).iloc[-1]
+    entity = ablation.luck(study_of([1, 0] * 6, [0, 1] * 6, ["left"] * 12)).iloc[-1]
     assert entity["both"] == 0 and entity["both_minus_neither"] == 0
-    order = last_token.luck(study_of([1] * 12, [1] * 9 + [0] * 3, ["left"] * 12)).iloc[-1]
+    order = ablation.luck(study_of([1] * 12, [1] * 9 + [0] * 3, ["left"] * 12)).iloc[-1]
     assert order["both_minus_neither"] == 0.75 and order["low"] > 0

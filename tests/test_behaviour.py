@@ -6,7 +6,8 @@ import pytest
 from lib.analysis import behaviour
 from lib.engine.families import family
 from lib.stimuli import questions
-from lib.stimuli.scenes import GRIDS, HELD_OUT_PHOTOGRAPHS
+from lib.stimuli.grids import GRIDS
+from lib.stimuli.scenes import HELD_OUT_PHOTOGRAPHS
 
 GRID = GRIDS["reference"]
 

@@ -16,7 +16,7 @@ from lib.analysis.enhancement import Asked, Change
 from lib.engine import oracle
 from lib.errors import UserError
 from lib.patching.interventions import Run, along, amplify, tokens_at
-from lib.stimuli import photographs, questions, scenes
+from lib.stimuli import grids, photographs, questions, scenes
 from lib.stimuli.token_sets import box_tokens, object_tokens
 
 QUESTION = "which side is the square to the left"
@@ -83,7 +83,9 @@ def test_amplification_repairs_what_was_made_to_fail_and_random_directions_do_no
     random = found.xs(49.0, level="alpha").drop("order")
     gain = found.loc[("order", 49.0), "net"]
     assert random["repaired"].mean() < 0.5 and random["net"].mean() < 0 < gain
-    assert statistics.rank_p(gain, random["net"]) < 0.1  # 1 of 21: in 32 dimensions one random set may lie near the true one
+    assert (
+        statistics.rank_p(gain, random["net"]) < 0.1
+    )  # 1 of 21: in 32 dimensions one random set may lie near the true one
 
 
 def test_directions_are_found(planted):
@@ -135,7 +137,7 @@ def test_ends_are_in_the_order_of_the_axis(planted):
 @pytest.fixture
 def directions():
     generator = torch.Generator().manual_seed(3)
-    return {name: torch.randn(2, 8, generator=generator) for name in scenes.ORIENTATIONS}
+    return {name: torch.randn(2, 8, generator=generator) for name in grids.ORIENTATIONS}
 
 
 AXIS = np.array(["horizontal", "vertical", "vertical"])
@@ -311,7 +313,9 @@ def test_coco_items_work_alike():
 @needs_whatsup
 def test_composites_work_alike():
     """The tiny model has no words for the objects: it is asked for colours."""
-    items = [replace(i, candidates=("red", "blue", "green")) for i in photographs.whatsup(SAMPLES / "whatsup_sample")[:8]]
+    items = [
+        replace(i, candidates=("red", "blue", "green")) for i in photographs.whatsup(SAMPLES / "whatsup_sample")[:8]
+    ]
     asked, table = run_everything(tiny("reference"), items)
     assert len(asked.run) == 8 and len(np.unique(asked.scene)) == 4
     first, last = enhancement.ends(items[0], asked.vlm.grid)
@@ -341,7 +345,7 @@ def test_one_axis_of_every_picture():
     items = enhancement.one_axis_each(many, most=3)
     table = pd.DataFrame({"key": [i.key for i in items], "axis": [i.orientation for i in items]})
     assert table.groupby("key")["axis"].nunique().max() == 1 and table.groupby("key").size().max() == 3
-    assert set(table["axis"]) == set(scenes.ORIENTATIONS) and set(items) < set(many)
+    assert set(table["axis"]) == set(grids.ORIENTATIONS) and set(items) < set(many)
 
 
 def test_tables_for_figures():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import tiny
 
-from lib.analysis import background, last_token, statistics, studies
+from lib.analysis import ablation, effects, interchange, knockout, statistics, studies
 from lib.artifact import ledger
 from lib.engine import vlm
 from lib.errors import UserError
@@ -59,13 +59,13 @@ def test_lines_that_are_shifted_are_refused(model):
     drawn = pairs.ablated_pairs("squares", model.grid, n=1, shift=(1, 0))
     study = studies.study(model, drawn)
     for call in (
-        lambda: studies.regions(study, ["object"]),
-        lambda: studies.ablated(model, drawn),
-        lambda: studies.exchanged_in_encoder(study, ["object"]),
-        lambda: background.some_tokens(study, 1),
-        lambda: background.in_place(study, "object"),
-        lambda: background.partly_ablated(study, study, "object"),
-        lambda: last_token.reading_sets(study),
+        lambda: interchange.regions(study, ["object"]),
+        lambda: ablation.ablated(model, drawn),
+        lambda: interchange.exchanged_in_encoder(study, ["object"]),
+        lambda: interchange.some_tokens(study, 1),
+        lambda: interchange.in_place(study, "object"),
+        lambda: ablation.partly_ablated(study, study, "object"),
+        lambda: knockout.reading_sets(study),
     ):
         with pytest.raises(UserError, match="without shift"):
             call()
@@ -101,7 +101,7 @@ def test_pictures_stand_behind_their_tokens(model, small):
 
 def test_ablated_pictures_hold_every_entity_as_it_stands_in_the_middle(model):
     drawn = pairs.ablated_pairs("squares", model.grid, n=1)
-    out, canvas = studies.ablated(model, drawn), model.grid.canvas
+    out, canvas = ablation.ablated(model, drawn), model.grid.canvas
     for k, pair in enumerate(drawn):
         places = [object_tokens(model.grid, pair.orientation, slot) for slot in range(3)]
         alone = model.encode([scene.image(canvas) for scene in pair.alone])[:, places[1]]
@@ -124,17 +124,17 @@ def test_effects_of_known_size():
     clean, other = rng.uniform(-1, -0.5, 40), rng.uniform(0.5, 1, 40)
     uneven = np.where(np.arange(40) % 2, clean, clean + (other - clean) / 2)
     table = planted(clean, other, code_a=(clean + other) / 2, code_b=uneven, code_c=clean, code_d=other)
-    out = studies.effects(table, ["region"]).set_index("region")
+    out = effects.effects(table, ["region"]).set_index("region")
     assert np.allclose(out.loc["a", ["effect", "low", "high"]].astype(float), 0.5) and out.loc["a", "n"] == 40
     assert out.loc["b", "low"] < 0.25 < out.loc["b", "high"] and out.loc["b", "high"] - out.loc["b", "low"] < 0.25
     assert np.allclose(out.loc[["c", "d"], "effect"], [0, 1])
-    gap = studies.contrast(table, "d", "a")
+    gap = effects.contrast(table, "d", "a")
     assert np.allclose([gap.value, gap.low, gap.high], 0.5)
 
 
 def test_without_a_difference_there_is_no_effect_and_no_verdict():
     table = planted([-0.5, -0.7], [-0.5, -0.7], code_a=[0.2, 0.1])
-    row = studies.effects(table, ["region"]).iloc[0]
+    row = effects.effects(table, ["region"]).iloc[0]
     assert np.isnan(row["effect"]) and np.isnan(row["low"])
     with pytest.raises(ValueError, match="not a number"):
         ledger.MEASURES["strip_effect"].verdict(row["low"], row["high"], 50)
@@ -172,7 +172,7 @@ def test_shares_of_known_effects(code, entity, says, share):
     clean, other = rng.uniform(-1, -0.8, 30), rng.uniform(0.8, 1, 30)
     between = other - clean
     table = planted(clean, other, code_strip=clean + code * between, entity_strip=clean + entity * between)
-    row = studies.shares(table, ["region"]).iloc[0]
+    row = effects.shares(table, ["region"]).iloc[0]
     assert row["code"] == pytest.approx(code) and row["entity"] == pytest.approx(entity)
     assert row["says"] == says and row["n"] == 30
     if share is None:
@@ -183,7 +183,7 @@ def test_shares_of_known_effects(code, entity, says, share):
 
 def test_shares_need_both_exchanges():
     table = planted([-1, -1], [1, 1], code_strip=[1, 1], entity_strip=[-1, -1], code_middle=[-1, -1])
-    assert studies.shares(table, ["region"])["region"].tolist() == ["strip"]
+    assert effects.shares(table, ["region"])["region"].tolist() == ["strip"]
 
 
 def blind_encoder(model):
@@ -196,8 +196,8 @@ def blind_encoder(model):
 
 
 def moved_by(study, moves, slots):
-    table = studies.exchanged(study, ("object", "strip"), ("object", "strip"), slots=slots)
-    out = studies.moved(table)
+    table = interchange.exchanged(study, ("object", "strip"), ("object", "strip"), slots=slots)
+    out = effects.moved(table)
     return out.loc[out["moves"] == moves, "moved"].abs()
 
 
@@ -223,8 +223,8 @@ def test_shares_of_the_reference_model_with_one_part_blinded(blinded, share):
     else:
         blind_encoder(model)
     study = studies.study(model, pairs.mirrored_pairs("squares", model.grid, n=3))
-    table = studies.exchanged(study, ("object", "strip"), ("object", "strip"), slots=[0])
-    out = studies.shares(table, ["region"])
+    table = interchange.exchanged(study, ("object", "strip"), ("object", "strip"), slots=[0])
+    out = effects.shares(table, ["region"])
     assert (out["says"] == "divided").all() and np.allclose(out[["share", "low", "high"]], share, atol=0.05)
 
 
@@ -250,17 +250,17 @@ def test_the_calibration_rule(model, region, says, interval, sentence):
     rows = [("reference", "strip", "divided", 0.4, 0.6)]
     rows += [(name, where, "divided", *RIGHT[name]) for name in known for where in ("object", "strip")]
     rows += [(model, region, says, *interval)] if region else []
-    assert sentence in studies.calibrated(pd.DataFrame(rows, columns=["model", "region", "says", "low", "high"]))
+    assert sentence in effects.calibrated(pd.DataFrame(rows, columns=["model", "region", "says", "low", "high"]))
 
 
 # --- interchange ------------------------------------------------------------------------------------------------
 
 
 def test_exchanged_gives_every_region_both_ways(small, model):
-    table = studies.exchanged(small, ("strip", "random"), ("strip",), slots=[0])
+    table = interchange.exchanged(small, ("strip", "random"), ("strip",), slots=[0])
     cells = table[table["run"] == "patched"].groupby(["moves", "region"])["pair"].nunique()
     assert cells.to_dict() == {("code", "strip"): 8, ("code", "random"): 8, ("entity", "strip"): 8}
-    published = studies.interchange_rows(table, "backbone")
+    published = effects.interchange_rows(table, "backbone")
     columns = "setting direction region stage slot ablated role n probability low high".split()
     assert list(published)[: len(columns)] == columns
     assert set(published["region"]) == {"strip", "random", "none"}, "the exchange within one run is another table's"
@@ -268,30 +268,30 @@ def test_exchanged_gives_every_region_both_ways(small, model):
 
 
 def test_each_pair_is_exchanged_along_its_own_axis(small, model):
-    edit = studies.regions(small, ["strip"])["strip"]
+    edit = interchange.regions(small, ["strip"])["strip"]
     for k, pair in enumerate(small.pairs):
         first = strip_tokens(model.grid, pair.orientation, 0)
         assert set(edit.targets[k][: len(first)]) == set(first)
-    random = studies.regions(small, ["random"], seed=3)["random"].targets
-    assert (random == studies.regions(small, ["random"], seed=3)["random"].targets).all()
-    assert not (random == studies.regions(small, ["random"], seed=4)["random"].targets).all()
+    random = interchange.regions(small, ["random"], seed=3)["random"].targets
+    assert (random == interchange.regions(small, ["random"], seed=3)["random"].targets).all()
+    assert not (random == interchange.regions(small, ["random"], seed=4)["random"].targets).all()
 
 
 def test_at_the_encoders_input_objects_carry_all_of_the_order(trained):
     """Patches there are content plus own position: exchanging objects or strips is the mirrored picture, to a set."""
-    table = studies.exchanged_in_encoder(trained, ("object", "strip", "background_strip"), slots=[0])
+    table = interchange.exchanged_in_encoder(trained, ("object", "strip", "background_strip"), slots=[0])
     assert (np.bincount(table.query("run == 'patched'")["pair"]) == 9).all()
-    swings = studies.moved(table).pivot(index="pair", columns="region", values="swing")
+    swings = effects.moved(table).pivot(index="pair", columns="region", values="swing")
     assert np.allclose(swings["object"], swings["strip"], atol=0.05)
-    background = studies.effects(table, ["region"]).set_index("region")["effect"]["background_strip"]
-    assert abs(background) < 0.02
+    outside = effects.effects(table, ["region"]).set_index("region")["effect"]["background_strip"]
+    assert abs(outside) < 0.02
 
 
 def test_the_projectors_output_is_slot_0(trained):
     """The encoder's last slot and the backbone's first, reached in two ways, agree where the projector is per token."""
     last = max(trained.vlm.encoder_slots)
-    inside = studies.exchanged_in_encoder(trained, ("strip",), slots=[last])
-    outside = studies.exchanged(trained, ("strip",), slots=[0])
+    inside = interchange.exchanged_in_encoder(trained, ("strip",), slots=[last])
+    outside = interchange.exchanged(trained, ("strip",), slots=[0])
     first, second = (t[t["run"] == "patched"].sort_values(["pair", "role"])["probability"] for t in (inside, outside))
     assert np.allclose(first, second, atol=1e-4)
 
@@ -302,20 +302,20 @@ def test_the_projectors_output_is_slot_0(trained):
 def test_a_model_without_any_order_is_right_half_the_time():
     """A blind backbone on ablated pictures has nothing to go by: both runs of a pair get one answer."""
     blind = tiny("reference", dual=BLIND)
-    out = studies.answers(studies.ablated(blind, pairs.ablated_pairs("squares", blind.grid, n=2)))
+    out = ablation.answers(ablation.ablated(blind, pairs.ablated_pairs("squares", blind.grid, n=2)))
     assert len(out) == 16 and set(out["run"]) == {"clean", "counterfactual"}
     assert out.groupby("pair")["order"].mean().abs().max() < 1e-6
 
 
 def test_roles_follow_the_run(trained):
-    out = studies.answers(trained)
+    out = ablation.answers(trained)
     assert out["right"].mean() > 0.9 and out["target"].mean() > 0.9
     assert (out.loc[out["right"], "target"] > out.loc[out["right"], "opposite"]).all()
-    swapped = studies.answers(replace(trained, clean=trained.counterfactual, counterfactual=trained.clean))
+    swapped = ablation.answers(replace(trained, clean=trained.counterfactual, counterfactual=trained.clean))
     first, second = (each.set_index(["run", "pair"])["order"] for each in (out, swapped))
     assert np.allclose(first["counterfactual"], -second["clean"], atol=1e-5)  # each run by its own picture
     gone = out.assign(order=out["order"] / 4)
-    found = studies.order_kept(out, gone)
+    found = ablation.order_kept(out, gone)
     assert found["order_lost"].value == pytest.approx(0.75) and found["order_lost"].n == len(trained)
     assert found["order_left"].value == pytest.approx(out["order"].mean() / 4)
 
@@ -328,17 +328,17 @@ def verdict(study, edit):
     table = token_sweep(
         study.vlm, study.clean, {"strip": edit}, study.ids, study.roles, study.other, slots=[0], progress=False
     )
-    row = studies.effects(table, ["edit"]).iloc[0]
+    row = effects.effects(table, ["edit"]).iloc[0]
     return ledger.MEASURES["strip_effect"].verdict(row["low"], row["high"], 50)
 
 
 def test_patching_the_wrong_strip_is_noticed(trained):
     """The middle strip in place of the last one: the verdict changes, and the identity of contents fails."""
     part = trained.rows((trained.labels["orientation"] == "horizontal").to_numpy())
-    right = studies.regions(part, ["strip"])["strip"]
+    right = interchange.regions(part, ["strip"])["strip"]
     wrong = swap(*(strip_tokens(part.vlm.grid, "horizontal", slot) for slot in (0, 1)))
-    assert verdict(part, right) == "reproduced" and studies.same_content(part, right) == 1
-    assert verdict(part, wrong) != "reproduced" and studies.same_content(part, wrong) < 1
+    assert verdict(part, right) == "reproduced" and interchange.same_content(part, right) == 1
+    assert verdict(part, wrong) != "reproduced" and interchange.same_content(part, wrong) < 1
 
 
 def test_forgetting_to_mirror_is_noticed(trained):
@@ -346,15 +346,15 @@ def test_forgetting_to_mirror_is_noticed(trained):
     clean = replace(
         trained, counterfactual=trained.clean, pairs=tuple(replace(p, counterfactual=p.clean) for p in trained.pairs)
     )
-    edit = studies.regions(clean, ["strip"])["strip"]
-    assert studies.same_content(clean, edit) < 1 and (clean.clean.index == clean.other).all()
+    edit = interchange.regions(clean, ["strip"])["strip"]
+    assert interchange.same_content(clean, edit) < 1 and (clean.clean.index == clean.other).all()
     with pytest.raises(ValueError, match="not a number"):
         verdict(clean, edit)
 
 
 def test_forgetting_to_cross_the_regions_is_noticed(trained):
     """Left into left and right into right moves the entities as well: contents differ."""
-    right = studies.regions(trained, ["object"])["object"]
+    right = interchange.regions(trained, ["object"])["object"]
     uncrossed = Interchange(right.targets, right.targets)
-    assert studies.same_content(trained, right) == 1 and studies.same_content(trained, uncrossed) == 0
-    assert studies.same_content(trained, replace(right, own=True)) == 0
+    assert interchange.same_content(trained, right) == 1 and interchange.same_content(trained, uncrossed) == 0
+    assert interchange.same_content(trained, replace(right, own=True)) == 0

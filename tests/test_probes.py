@@ -53,17 +53,13 @@ def test_order_is_read_where_it_is_and_only_there(recipe):
     assert there[recipe, "held_out"] > 0.95 and there[recipe, "entities"] > 0.9
     assert there[recipe, "shuffled"] < 0.6
     absent = accuracy(evaluate(objects(order=0.0), train_images, test_images, [recipe], [4, 5], lr=1e-2))
-    assert (
-        absent[recipe, "held_out"] < 0.5 and absent[recipe, "control"] > 0.9
-    )  # what things are is still read
+    assert absent[recipe, "held_out"] < 0.5 and absent[recipe, "control"] > 0.9  # what things are is still read
 
 
 def test_a_code_of_absolute_place_fails_elsewhere():
     data = objects()
     tokens, entities = scenes(seed=1)
-    shifted = Objects.of(
-        tokens, (PLACES - 2) % (SIDE * SIDE), entities
-    )  # the whole scene one strip further left
+    shifted = Objects.of(tokens, (PLACES - 2) % (SIDE * SIDE), entities)  # the whole scene one strip further left
     table = accuracy(evaluate(data, *split_images(60, 45, 15), ["logistic"], elsewhere=shifted))
     assert table["logistic", "places"] < 0.35
 

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lib import places
 from lib.errors import UserError
 from lib.stimuli import object_pictures, pairs, questions, scenes
+from lib.stimuli.grids import GRIDS
 from lib.stimuli.questions import DIRECTIONS, OPPOSITE, SETTINGS
-from lib.stimuli.scenes import GRIDS
 
 GRID = GRIDS["reference"]
 quick = settings(max_examples=25, deadline=None)
@@ -46,10 +47,7 @@ def test_question_texts_are_the_papers():
         "The color of the shape to the right of the black star is",
         "The object above the bell is a(n)",
     ]
-    assert (
-        questions.whatsup_question("left", "chair")
-        == "The object on the floor to the left of the chair is a(n)"
-    )
+    assert questions.whatsup_question("left", "chair") == "The object on the floor to the left of the chair is a(n)"
     side = questions.side_question
     assert side("cat", "dog", ("right", "left")) == (
         "Using the dog as the reference point, which side is the cat on? Answer with one word: right or left."
@@ -58,8 +56,7 @@ def test_question_texts_are_the_papers():
         "Is the cat to the left or to the right of the dog? Answer with one word."
     )
     assert (
-        side("cat", "dog", ("below", "above"), "is_the")
-        == "Is the cat below or above the dog? Answer with one word."
+        side("cat", "dog", ("below", "above"), "is_the") == "Is the cat below or above the dog? Answer with one word."
     )
 
 
@@ -139,7 +136,7 @@ def test_items_on_photographs_and_shifted():
 
 def test_own_objects_are_test_items(tmp_path):
     for old, new in zip(object_pictures.NAMES, ("cup", "ball", "shoe", "tree", "bird"), strict=False):
-        shutil.copy(scenes.OBJECTS / f"{old}.png", tmp_path / f"{new}.png")
+        shutil.copy(places.OBJECTS / f"{old}.png", tmp_path / f"{new}.png")
     items = questions.questions("objects", GRID, objects=tmp_path)
     assert len(items) == 240 and {i.split for i in items} == {"test"}
     assert "The object to the left of the ball is a(n)" in {i.question for i in items}
@@ -162,9 +159,7 @@ def test_lattice_items(setting, size):
         a, b = (np.array(by_name[name].centre) for name in (item.answer, item.candidates[-1]))
         there = {"left": (-1, 0), "right": (1, 0), "above": (0, -1), "below": (0, 1)}[item.direction]
         assert np.allclose(a - b, np.array(there) * step)
-        assert item.question == questions.neighbour_question(
-            setting, item.direction, item.entities[item.reference]
-        )
+        assert item.question == questions.neighbour_question(setting, item.direction, item.entities[item.reference])
     assert {i.split for i in items} == ({"train"} if size == 2 else {"train", "test"})
 
 
@@ -246,9 +241,7 @@ def test_mirrored_and_ablated_pairs(grid, setting):
         assert (pair.clean.answer, pair.counterfactual.answer) == (t0.name, t2.name)
         assert pair.split == pair.clean.split == pair.counterfactual.split
         middle = pair.clean.scene.placements[1].box
-        assert [(s.placements[0].entity, s.placements[0].box) for s in more.alone] == [
-            (e, middle) for e in order
-        ]
+        assert [(s.placements[0].entity, s.placements[0].box) for s in more.alone] == [(e, middle) for e in order]
         assert more.empty.placements == () and all(len(s.placements) == 1 for s in more.alone)
 
 

@@ -15,12 +15,10 @@ from PIL import Image
 from lib.errors import UserError
 from lib.places import ROOT
 from lib.stimuli import photographs, questions, token_sets
-from lib.stimuli.scenes import GRIDS
+from lib.stimuli.grids import GRIDS
 
 SAMPLES = ROOT.parent / "shared" / "data"
-needs_coco = pytest.mark.skipif(
-    not (SAMPLES / "coco_sample").is_dir(), reason="no sample of COCO beside the repo"
-)
+needs_coco = pytest.mark.skipif(not (SAMPLES / "coco_sample").is_dir(), reason="no sample of COCO beside the repo")
 needs_whatsup = pytest.mark.skipif(
     not (SAMPLES / "whatsup_sample").is_dir(), reason="no sample of What'sUp beside the repo"
 )
@@ -90,10 +88,7 @@ def test_true_composites():
     assert len(items) == 2 * sum(a != b for a in lefts for b in rights) > 50
     assert {i.candidates[2] for i in items} == {"armchair"}
     picture = np.asarray(items[0].scene.image(336), int)
-    parts = [
-        np.asarray(photographs.Photograph(p).image(336), int)
-        for p in (items[0].scene.left, items[0].scene.right)
-    ]
+    parts = [np.asarray(photographs.Photograph(p).image(336), int) for p in (items[0].scene.left, items[0].scene.right)]
     assert (picture[:, :168] == parts[0][:, :168]).all() and (picture[:, 168:] == parts[1][:, 168:]).all()
 
 
@@ -176,9 +171,7 @@ def test_coco_items_and_what_is_skipped(coco):
 
 def test_boxes_that_disagree_are_skipped(coco):
     coco[0].write_text(
-        json.dumps(
-            [[2, "A photo of a dog below a dining table", ""], [1, "A photo of a dog below a orange", ""]]
-        )
+        json.dumps([[2, "A photo of a dog below a dining table", ""], [1, "A photo of a dog below a orange", ""]])
     )
     loaded = photographs.coco_spatial(*coco)
     assert [s.reason for s in loaded.skipped] == ["without boxes that agree with the stated relation"]
@@ -229,9 +222,7 @@ def test_every_true_question_with_its_photograph_loads():
         assert questions.OPPOSITE[item.relation] != item.relation
         assert (a < b) == (item.relation in ("left", "above")) and a != b
         for grid in GRIDS.values():
-            one, two = (
-                token_sets.box_tokens(box, grid, item.size) for box in (item.subject_box, item.reference_box)
-            )
+            one, two = (token_sets.box_tokens(box, grid, item.size) for box in (item.subject_box, item.reference_box))
             assert len(one) and len(two) and not np.array_equal(one, two)
 
 
@@ -310,8 +301,6 @@ def test_what_cannot_be_fetched_is_told_and_the_rest_is_kept(server, tmp_path):
 
 
 def test_no_network(tmp_path):
-    with pytest.raises(
-        UserError, match="Cannot fetch .*run the same again when the network is there"
-    ) as caught:
+    with pytest.raises(UserError, match="Cannot fetch .*run the same again when the network is there") as caught:
         fetch([1], tmp_path, "http://127.0.0.1:9/val2017", tries=2)
     assert "\n" not in str(caught.value)

@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from lib import places
 from lib.errors import UserError
 from lib.stimuli import object_pictures, scenes, token_sets
-from lib.stimuli.scenes import GRIDS, ORIENTATIONS, Entity, Placement, Scene
+from lib.stimuli.grids import GRIDS, ORIENTATIONS
+from lib.stimuli.scenes import Entity, Placement, Scene
 
 grids = st.sampled_from(list(GRIDS.values()))
 orientations = st.sampled_from(ORIENTATIONS)
@@ -143,9 +145,7 @@ def test_exchange_regions_are_aligned(grid, orientation, seed):
             continue
         assert not np.isin(first, last).any()
         if region in ("object", "strip"):  # object on object, in the same order
-            step = (
-                token_sets.object_tokens(grid, orientation, 2)[0] - token_sets.object_tokens(grid, orientation, 0)[0]
-            )
+            step = token_sets.object_tokens(grid, orientation, 2)[0] - token_sets.object_tokens(grid, orientation, 0)[0]
             assert (last[:n] - first[:n] == step).all()
             assert np.array_equal(first[:n], token_sets.object_tokens(grid, orientation, 0))
         if region == "strip":
@@ -190,13 +190,7 @@ def test_tokens_agree_with_pixels(grid, orientation, setting, data):
     for placement, mine in zip(scene.placements, sets, strict=True):
         assert np.array_equal(token_sets.box_tokens(placement.box, grid), mine) and np.isin(found, mine).any()
     outside = np.isin(np.arange(grid.side**2), token_sets.background(grid, orientation, shift))
-    assert (
-        not inked(scene)
-        .reshape(grid.side, grid.pixels, grid.side, grid.pixels)
-        .any((1, 3))
-        .ravel()[outside]
-        .any()
-    )
+    assert not inked(scene).reshape(grid.side, grid.pixels, grid.side, grid.pixels).any((1, 3)).ravel()[outside].any()
 
 
 @pytest.mark.parametrize("grid", GRIDS.values(), ids=lambda g: g.name)
@@ -315,7 +309,7 @@ def test_lattices():
 @pytest.fixture
 def own(tmp_path):
     """Six pictures under new names; one is oblong, one has a palette with a transparent colour."""
-    stored = {name: Image.open(scenes.OBJECTS / f"{name}.png").resize((64, 64)) for name in object_pictures.NAMES}
+    stored = {name: Image.open(places.OBJECTS / f"{name}.png").resize((64, 64)) for name in object_pictures.NAMES}
     for old, new in zip(stored, ("cup", "ball", "shoe", "tree", "bird", "lamp"), strict=False):
         stored[old].save(tmp_path / f"{new}.png")
     stored["key"].crop((0, 16, 64, 48)).save(tmp_path / "lamp.png")
@@ -353,10 +347,10 @@ def test_bad_folders_and_pictures_are_told_in_one_sentence(own):
     (own / "tree.png").write_bytes(good[: len(good) // 2])
     assert "tree.png is not a readable picture" in message()
     (own / "tree.png").write_bytes(b"")
-    scenes._object_picture.cache_clear()
+    object_pictures.load.cache_clear()
     assert "tree.png is not a readable picture" in message()
     Image.new("RGB", (64, 64)).save(own / "tree.png")
-    scenes._object_picture.cache_clear()
+    object_pictures.load.cache_clear()
     assert "tree.png has no transparent background" in message()
     for name in ("tree", "shoe"):
         (own / f"{name}.png").unlink()
@@ -371,7 +365,5 @@ def test_bad_folders_and_pictures_are_told_in_one_sentence(own):
 def test_scenes_the_models_were_trained_on_stay_what_they_are():
     rng = np.random.default_rng(7)
     drawn = [scenes.natural_scene(rng, 168, scenes.TRAINING_PHOTOGRAPHS) for _ in range(20)]
-    text = str(
-        [(str(p.entity), [round(v, 3) for v in p.box], round(p.turn, 3)) for s in drawn for p in s.placements]
-    )
+    text = str([(str(p.entity), [round(v, 3) for v in p.box], round(p.turn, 3)) for s in drawn for p in s.placements])
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == "f8213afa15871106"

@@ -10,9 +10,7 @@ from lib.errors import UserError
 
 def coverage(draw, truth, interval, trials=300):
     rng = np.random.default_rng(7)
-    return np.mean(
-        [(e := interval(draw(rng), seed)).low <= truth <= e.high for seed, _ in enumerate(range(trials))]
-    )
+    return np.mean([(e := interval(draw(rng), seed)).low <= truth <= e.high for seed, _ in enumerate(range(trials))])
 
 
 @pytest.mark.parametrize(
@@ -99,9 +97,7 @@ def test_proportion_is_wilson():
 
 def test_permutation_p_is_uniform_under_the_null_and_small_under_an_effect():
     rng = np.random.default_rng(0)
-    null = [
-        permutation_p(rng.normal(size=12), rng.normal(size=15), resamples=199, seed=s) for s in range(200)
-    ]
+    null = [permutation_p(rng.normal(size=12), rng.normal(size=15), resamples=199, seed=s) for s in range(200)]
     assert abs(np.mean(np.array(null) <= 0.1) - 0.1) < 0.06 and 0.4 < np.mean(null) < 0.6
     assert permutation_p(rng.normal(1, 1, 40), rng.normal(0, 1, 40), resamples=999) < 0.01
     assert permutation_p(rng.normal(0.7, 1, 40), side="greater", resamples=999) < 0.01

@@ -7,15 +7,15 @@ import pytest
 import torch
 from tiny import tiny
 
-from lib.analysis import background, studies
-from lib.analysis.lines import Lines
+from lib.analysis import ablation, background, effects, interchange, studies
+from lib.analysis.line_images import Lines
 from lib.analysis.probes import Probe
 from lib.errors import UserError
 from lib.patching.interventions import token_sweep
-from lib.stimuli import pairs, scenes, token_sets
+from lib.stimuli import grids, pairs, scenes, token_sets
 
-GRID = scenes.GRIDS["reference"]
-AXES = scenes.ORIENTATIONS
+GRID = grids.GRIDS["reference"]
+AXES = grids.ORIENTATIONS
 TOKENS = GRID.side**2
 
 
@@ -120,7 +120,9 @@ def line(code, gap, along):
     """A line whose tokens carry only a code of their place (one-hot), absolute or relative."""
     grid, shift = replace(GRID, gap=gap), (0, along)
     place = (
-        background.strip_of(grid, "horizontal") if code == "absolute" else background.relative_place(grid, "horizontal", shift)
+        background.strip_of(grid, "horizontal")
+        if code == "absolute"
+        else background.relative_place(grid, "horizontal", shift)
     )
     count = 4
     images = torch.tensor(np.eye(3)[place], dtype=torch.float32).expand(count, -1, -1)
@@ -148,7 +150,8 @@ def test_readings_name_the_planted_code(code):
 def test_only_a_relative_code_is_read_at_a_place_never_seen():
     places = [(1, -2), (1, 2), (0, 3), (0, -3)]
     found = {
-        code: background.unseen_place([line(code, *p) for p in places], 3, "logistic") for code in ("absolute", "relative")
+        code: background.unseen_place([line(code, *p) for p in places], 3, "logistic")
+        for code in ("absolute", "relative")
     }
     assert (found["relative"] == 1).all()
     assert (found["absolute"] < 0.7).all()
@@ -188,12 +191,12 @@ def plain(vlm, drawn):
 
 @pytest.fixture(scope="module")
 def ablated(vlm, drawn):
-    return studies.ablated(vlm, drawn)
+    return ablation.ablated(vlm, drawn)
 
 
-@pytest.mark.parametrize("part", background.PARTS)
+@pytest.mark.parametrize("part", token_sets.PARTS)
 def test_a_partial_ablation_replaces_its_tokens_and_no_other(plain, ablated, part):
-    mixed = background.partly_ablated(plain, ablated, part)
+    mixed = ablation.partly_ablated(plain, ablated, part)
     for name in ("clean", "counterfactual"):
         runs = [getattr(study, name) for study in (plain, ablated, mixed)]
         before, after, found = (run.images[torch.as_tensor(run.index)] for run in runs)
@@ -212,13 +215,13 @@ def test_a_partial_ablation_replaces_its_tokens_and_no_other(plain, ablated, par
 
 def test_unknown_parts_are_refused(plain, ablated):
     with pytest.raises(UserError, match="everything"):
-        background.partly_ablated(plain, ablated, "everything")
+        ablation.partly_ablated(plain, ablated, "everything")
 
 
 def test_answers_of_all_or_nothing_are_those_of_the_two_studies(plain, ablated):
     for part, study in (("none", plain), ("both", ablated)):
-        mixed = background.partly_ablated(plain, ablated, part)
-        found, wanted = studies.answers(mixed), studies.answers(study)
+        mixed = ablation.partly_ablated(plain, ablated, part)
+        found, wanted = ablation.answers(mixed), ablation.answers(study)
         assert np.allclose(found["order"], wanted["order"], atol=1e-5) and found["right"].equals(wanted["right"])
 
 
@@ -227,34 +230,34 @@ def pairs_of(edit, pair):
 
 
 def test_no_background_token_is_the_object_exchange_and_all_of_them_the_strip_exchange(plain):
-    grid, most = plain.vlm.grid, background.rest_size(plain.vlm.grid)
+    grid, most = plain.vlm.grid, interchange.rest_size(plain.vlm.grid)
     for count, objects, region in ((0, True, "object"), (most, True, "strip"), (most, False, "background_strip")):
-        edit = background.some_tokens(plain, count, objects)
+        edit = interchange.some_tokens(plain, count, objects)
         for k, pair in enumerate(plain.pairs):
             first, last = token_sets.exchange(grid, pair.orientation, region)
             assert pairs_of(edit, k) == {*zip(first, last, strict=True), *zip(last, first, strict=True)}
-    assert background.some_tokens(plain, 0, objects=False).targets.shape == (len(plain), 0)
+    assert interchange.some_tokens(plain, 0, objects=False).targets.shape == (len(plain), 0)
 
 
 def test_some_tokens_are_aligned_members_of_the_strips_drawn_for_each_pair(plain):
-    edit, again, other = (background.some_tokens(plain, 3, objects=False, seed=seed) for seed in (1, 1, 2))
+    edit, again, other = (interchange.some_tokens(plain, 3, objects=False, seed=seed) for seed in (1, 1, 2))
     assert np.array_equal(edit.targets, again.targets) and not np.array_equal(edit.targets, other.targets)
     for k, pair in enumerate(plain.pairs):
         rests = token_sets.exchange(plain.vlm.grid, pair.orientation, "background_strip")
         aligned = {*zip(*rests, strict=True), *zip(*rests[::-1], strict=True)}
         assert pairs_of(edit, k) < aligned and len(pairs_of(edit, k)) == 6
-    scattered = background.some_tokens(plain, 3, objects=False, scattered=True)
+    scattered = interchange.some_tokens(plain, 3, objects=False, scattered=True)
     objects = token_sets.exchange(plain.vlm.grid, plain.pairs[0].orientation, "object")
     assert not set(scattered.targets[0]) & set(np.concatenate(objects))
 
 
 def test_exchanges_of_nothing_and_of_everything_are_the_baselines(plain):
-    edits = {"nothing": background.some_tokens(plain, 0, objects=False), "all": background.in_place(plain, "both")}
+    edits = {"nothing": interchange.some_tokens(plain, 0, objects=False), "all": interchange.in_place(plain, "both")}
     table = token_sweep(plain.vlm, plain.clean, edits, plain.ids, plain.roles, plain.other, slots=[0], progress=False)
     wide = table.pivot_table(index=["pair", "role"], columns=["run", "edit"], values="probability")
     assert np.allclose(wide["patched", "nothing"], wide["clean", "none"], atol=1e-5)
     assert np.allclose(wide["patched", "all"], wide["counterfactual", "none"], atol=1e-5)
-    flipped = background.flipped(table).set_index(["edit", "pair"])["flipped"]
+    flipped = effects.flipped(table).set_index(["edit", "pair"])["flipped"]
     clean = wide["clean", "none"].unstack("role")
     assert np.array_equal(flipped["nothing"].to_numpy() == 1, clean["counterfactual"] > clean["clean"])
 

@@ -32,7 +32,7 @@ CALLS = {  # what is wrong: the call, and what its sentence says
         "There is no folder",
     ),
     "corrupt picture": (
-        script("from lib.stimuli import questions, scenes; grid = scenes.GRIDS['reference']; "
+        script("from lib.stimuli import grids, questions, scenes; grid = grids.GRIDS['reference']; "
                "asked = questions.questions('objects', grid, objects='{work}/objects'); "
                "[item.scene.image(grid.canvas) for item in asked]"),
         "not a readable picture",

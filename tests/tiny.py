@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from lib.engine.families import family
 from lib.engine.vlm import VLM
-from lib.stimuli.scenes import Grid
+from lib.stimuli.grids import Grid
 
 SIDE = 6
 WORDS = (

@@ -10,7 +10,6 @@ Image tokens are flat indices r * N + c. A token's *strip* is its place on the c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -18,17 +17,14 @@ import torch
 from jaxtyping import Float, Int
 
 from lib.analysis import statistics
-from lib.analysis.lines import Lines
+from lib.analysis.line_images import Lines
 from lib.analysis.probes import Probe, shuffled_labels, train
-from lib.analysis.studies import Study, centred
 from lib.engine.vlm import VLM, ImageTokens
-from lib.errors import unknown
-from lib.patching.interventions import Interchange, swap
 from lib.stimuli import token_sets
+from lib.stimuli.grids import Grid
 from lib.stimuli.questions import DIRECTIONS, ORIENTATION, line_item
-from lib.stimuli.scenes import Grid
 
-# --- the map and its strips ---------------------------------------------------------------------------------------
+# --- the map and its strips -----------------------------------------------------------------------------------
 
 
 def order_probe(pictures: Lines, images, recipe: str = "adamw", shuffled: int | None = None, seed: int = 0) -> Probe:
@@ -121,7 +117,11 @@ def permutation_null(
 
 
 def describe(
-    maps: Float[np.ndarray, "image map token label"], grid: Grid, orientation: str, where: token_sets.Tokens, seed: int = 0
+    maps: Float[np.ndarray, "image map token label"],
+    grid: Grid,
+    orientation: str,
+    where: token_sets.Tokens,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """Two rows for the maps at the tokens `where`: scored by the strips of their own axis and by the other axis'.
 
@@ -133,7 +133,10 @@ def describe(
     for axis, along in (("own", orientation), ("other", other)):
         strip = strip_of(grid, along)[where]
         (found, corrected), first = estimate(maps, strip, seed), maps[:, 0].mean(0)
-        null, agrees = permutation_null(first, strip, seed=seed), statistics.mean(agreement(maps, strip).mean(1), seed=seed)
+        null, agrees = (
+            permutation_null(first, strip, seed=seed),
+            statistics.mean(agreement(maps, strip).mean(1), seed=seed),
+        )
         row = {"axis": axis, "n": found.n, "score": found.value, "low": found.low, "high": found.high}
         row |= {"corrected": corrected, "null_mean": null.mean()}
         row |= {"p": statistics.rank_p(float(strip_score(first, strip)), null)}
@@ -152,7 +155,7 @@ def profile(maps: Float[np.ndarray, "image token label"], grid: Grid, orientatio
     return pd.concat(parts, ignore_index=True)
 
 
-# --- absolute or relative -----------------------------------------------------------------------------------------
+# --- absolute or relative -------------------------------------------------------------------------------------
 
 
 def relative_place(grid: Grid, orientation: str, shift: tuple[int, int] = (0, 0)) -> Int[np.ndarray, " token"]:
@@ -214,89 +217,3 @@ def right(vlm: VLM, pictures: Lines) -> Float[np.ndarray, "image direction"]:
     words = [item.candidates for item in items]
     found = vlm.answer(pictures.images, [item.question for item in items], words, index, progress=False)
     return found.groupby("item")["first"].first().to_numpy(dtype=float).reshape(-1, len(asked))
-
-
-# --- order removed from some tokens only (necessity) --------------------------------------------------------------
-
-PARTS = ("none", "random", "background", "object", "both")
-
-
-def part_tokens(grid: Grid, orientation: str, part: str, rng: np.random.Generator | None = None) -> token_sets.Tokens:
-    """The tokens that a partial ablation replaces; random: as many background tokens as there are object tokens."""
-    match part:
-        case "none":
-            return np.array([], dtype=np.int64)
-        case "random":
-            return token_sets.random_background(grid, orientation, 3 * grid.entity**2, rng or np.random.default_rng(0))
-        case "background":
-            return token_sets.background(grid, orientation)
-        case "object":
-            return np.setdiff1d(np.arange(grid.side**2), token_sets.background(grid, orientation))
-        case "both":
-            return np.arange(grid.side**2)
-    raise unknown("part", part, PARTS)
-
-
-def partly_ablated(plain: Study, ablated: Study, part: str, seed: int = 0) -> Study:
-    """`plain` with the tokens of a part taken from `ablated`, the study of the same pairs without order.
-
-    So background tokens become the empty canvas's and object tokens those of the entity alone in the middle
-    (`interventions.ordering_ablation`). "none" is `plain`, "both" is `ablated`.
-    """
-    centred(plain.pairs)
-    rng, built = np.random.default_rng(seed), []
-    sets = [part_tokens(plain.vlm.grid, pair.orientation, part, rng) for pair in plain.pairs]
-    for before, after in ((plain.clean, ablated.clean), (plain.counterfactual, ablated.counterfactual)):
-        for k, which in enumerate(sets):
-            mixed = before.images[int(before.index[k])].clone()
-            mixed[torch.as_tensor(which)] = after.images[int(after.index[k])][torch.as_tensor(which)]
-            built.append(mixed)
-    images, count = torch.stack(built), len(plain)
-    clean = replace(plain.clean, images=images, index=np.arange(count))
-    other = replace(plain.counterfactual, images=images, index=np.arange(count, 2 * count))
-    return replace(plain, clean=clean, counterfactual=other)
-
-
-# --- how many background tokens (sufficiency) ---------------------------------------------------------------------
-
-
-def some_tokens(study: Study, count: int, objects: bool = True, scattered: bool = False, seed: int = 0) -> Interchange:
-    """Exchange of the outer objects and `count` random background tokens of their strips, drawn for each pair.
-
-    With objects, count 0 is the exchange of objects and the largest count (`rest_size`) that of whole strips; without
-    them, 0 changes nothing and the largest count is the exchange of background strips. scattered, a control: the
-    background tokens of both sides are drawn from the whole canvas instead, so that they change places but not from
-    one strip to the other.
-    """
-    centred(study.pairs)
-    rng, grid = np.random.default_rng(seed), study.vlm.grid
-    first, last = [], []
-    for pair in study.pairs:
-        inner = token_sets.exchange(grid, pair.orientation, "object")
-        region = "random" if scattered else "background_strip"
-        outer = token_sets.exchange(grid, pair.orientation, region, rng=rng)
-        chosen = rng.permutation(len(outer[0]))[:count]
-        kept = [np.concatenate([i, o[chosen]]) if objects else o[chosen] for i, o in zip(inner, outer, strict=True)]
-        first.append(kept[0])
-        last.append(kept[1])
-    return swap(np.stack(first), np.stack(last))
-
-
-def in_place(study: Study, part: str) -> Interchange:
-    """Tokens of a part (see PARTS) become the counterfactual's at the same place: nothing moves, one picture's tokens
-    stand among the other's. "none" is the clean run, "both" the counterfactual's."""
-    centred(study.pairs)
-    sets = np.stack([part_tokens(study.vlm.grid, pair.orientation, part) for pair in study.pairs])
-    return Interchange(sets, sets)
-
-
-def rest_size(grid: Grid) -> int:
-    """How many background tokens an outer strip has: the largest `count` of `some_tokens`."""
-    return len(token_sets.background_strip(grid, "horizontal", 0))
-
-
-def flipped(table: pd.DataFrame) -> pd.DataFrame:
-    """For every pair and patched run: has the counterfactual's answer become more probable than the clean one?"""
-    keys = [c for c in table.columns if c not in ("role", "probability", "logit")]
-    wide = table[table["run"] == "patched"].pivot_table(index=keys, columns="role", values="probability")
-    return (wide["counterfactual"] > wide["clean"]).astype(float).rename("flipped").reset_index()

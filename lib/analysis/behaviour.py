@@ -45,9 +45,7 @@ def behaviour(vlm: VLM, items: Sequence[Item], progress: bool = True) -> pd.Data
     )
 
 
-def side_behaviour(
-    vlm: VLM, items: Sequence[SideItem], form: str = "", progress: bool = True
-) -> pd.DataFrame:
+def side_behaviour(vlm: VLM, items: Sequence[SideItem], form: str = "", progress: bool = True) -> pd.DataFrame:
     """One row per item: setting, direction (the true relation), split, item, first, second, correct.
 
     form: see questions.side_question; by default the one the paper asks this family in.

@@ -26,8 +26,9 @@ from lib.analysis import probes, statistics
 from lib.engine.vlm import VLM, ImageTokens, hooks
 from lib.errors import UserError
 from lib.patching.interventions import Run, along, amplification_sweep, amplify
+from lib.stimuli.grids import ORIENTATIONS, Grid
 from lib.stimuli.questions import Item, SideItem
-from lib.stimuli.scenes import ORIENTATIONS, Grid, Scene
+from lib.stimuli.scenes import Scene
 from lib.stimuli.token_sets import box_tokens, object_tokens, strip_tokens
 
 Directions = dict[str, Float[Tensor, "direction hidden"]]  # for each axis

@@ -66,9 +66,7 @@ def train(
     raise UserError(f"unknown probe recipe {recipe!r}: choose one of {', '.join(RECIPES)}")
 
 
-def _adamw(
-    x: Tensor, y: Tensor, labels: int, seed: int, lr: float, weight_decay: float, epochs: int
-) -> Probe:
+def _adamw(x: Tensor, y: Tensor, labels: int, seed: int, lr: float, weight_decay: float, epochs: int) -> Probe:
     generator = torch.Generator().manual_seed(seed)
     bound = x.shape[1] ** -0.5
     weight = ((torch.rand(x.shape[1], labels, generator=generator) * 2 - 1) * bound).requires_grad_()
@@ -141,9 +139,7 @@ class Objects:
 def split_images(images: int, train: int, test: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Disjoint random image numbers for training and testing."""
     if train + test > images:
-        raise UserError(
-            f"{train} training and {test} test images need {train + test} images, there are {images}"
-        )
+        raise UserError(f"{train} training and {test} test images need {train + test} images, there are {images}")
     order = np.random.default_rng(seed).permutation(images)
     return np.sort(order[:train]), np.sort(order[train : train + test])
 
@@ -210,16 +206,12 @@ def evaluate(
         plain = fit(here.x, here.place)
         results = {
             "held_out": score(plain, there),
-            "control": score(
-                fit(here.x, control[inside]), there, control[np.isin(objects.image, test_images)]
-            ),
+            "control": score(fit(here.x, control[inside]), there, control[np.isin(objects.image, test_images)]),
             "shuffled": score(fit(here.x, shuffled_labels(here, seed)), there),
         }
         if len(held_out_entities):
             known = here.rows(~new)
-            results["entities"] = score(
-                fit(known.x, known.place), there.rows(np.isin(there.entity, held_out_entities))
-            )
+            results["entities"] = score(fit(known.x, known.place), there.rows(np.isin(there.entity, held_out_entities)))
         if elsewhere is not None:
             results["places"] = score(plain, elsewhere)
         parts += [table.assign(recipe=recipe, test=test) for test, table in results.items()]

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from lib.errors import UserError
-from lib.stimuli.scenes import GRIDS, Grid
+from lib.stimuli.grids import GRIDS, Grid
 
 
 @dataclass(frozen=True)

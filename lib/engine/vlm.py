@@ -45,8 +45,8 @@ from lib.engine.runs import (
     take,
 )
 from lib.errors import UserError
+from lib.stimuli.grids import Grid
 from lib.stimuli.questions import SYSTEM_TEXT
-from lib.stimuli.scenes import Grid
 
 __all__ = [
     "VLM",

@@ -11,7 +11,8 @@ from transformers.models.llava.processing_llava import LlavaProcessor
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from lib.stimuli import questions
-from lib.stimuli.scenes import COLOURS, GRIDS, OBJECT_NAMES, SHAPES, Entity
+from lib.stimuli.grids import GRIDS
+from lib.stimuli.scenes import COLOURS, OBJECT_NAMES, SHAPES, Entity
 
 GRID = GRIDS["reference"]
 SPECIAL = ("<pad>", "<s>", "</s>", "<image>", "<assistant>", "<unk>")

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from lib.errors import UserError, unknown
+from lib.stimuli.grids import Grid
 from lib.stimuli.questions import DIRECTIONS, OPPOSITE, SETTINGS, Item, line_item
-from lib.stimuli.scenes import Entity, Grid, Scene, entities, line_scene, random_backdrop
+from lib.stimuli.scenes import Entity, Scene, entities, line_scene, random_backdrop
 
 LAST_TOKEN_ROLES = ("clean", "order", "attribute")
 MIRRORED_ROLES = ("clean", "counterfactual", "reference")

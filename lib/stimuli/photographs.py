@@ -29,8 +29,9 @@ from tqdm import tqdm
 
 from lib.errors import UserError
 from lib.files import write_bytes, write_json
+from lib.stimuli.grids import Box
 from lib.stimuli.questions import ORIENTATION, Item, SideItem, side_of, whatsup_question
-from lib.stimuli.scenes import Box, Entity
+from lib.stimuli.scenes import Entity
 
 # --- pictures -----------------------------------------------------------------------------------------------
 
@@ -160,9 +161,7 @@ class CocoSpatial:
     def __str__(self) -> str:
         counts = Counter(s.reason for s in self.skipped)
         reasons = "; ".join(f"{n} {reason}" for reason, n in counts.most_common())
-        return f"{len(self.items)} items loaded, {len(self.skipped)} skipped" + (
-            f" ({reasons})" if reasons else ""
-        )
+        return f"{len(self.items)} items loaded, {len(self.skipped)} skipped" + (f" ({reasons})" if reasons else "")
 
 
 def coco_spatial(question_file: str | Path, images: str | Path, instances_file: str | Path) -> CocoSpatial:
@@ -195,9 +194,7 @@ def coco_spatial(question_file: str | Path, images: str | Path, instances_file: 
             subjects, references = (boxes.get((image_id, name), []) for name in (subject, reference))
             axis = 0 if ORIENTATION[relation] == "horizontal" else 1
             agreeing = [
-                (a, b)
-                for a, b in product(subjects, references)
-                if side_of(_centre(a), _centre(b), axis) == relation
+                (a, b) for a, b in product(subjects, references) if side_of(_centre(a), _centre(b), axis) == relation
             ]
             if not (subjects and references):
                 skip("without a box of subject or reference")
@@ -209,9 +206,7 @@ def coco_spatial(question_file: str | Path, images: str | Path, instances_file: 
                 items.append(SideItem("coco", str(image_id), scene, subject, reference, relation, a, b, size))
     result = CocoSpatial(tuple(items), tuple(skipped))
     if not items:
-        raise UserError(
-            f"No COCO question can be asked, {result}: fetch the photographs or name their folder."
-        )
+        raise UserError(f"No COCO question can be asked, {result}: fetch the photographs or name their folder.")
     return result
 
 

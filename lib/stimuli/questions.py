@@ -16,12 +16,10 @@ import numpy as np
 from PIL import Image
 
 from lib.errors import UserError, unknown
+from lib.stimuli.grids import ORIENTATIONS, Box, Grid
 from lib.stimuli.scenes import (
-    ORIENTATIONS,
     Backdrop,
-    Box,
     Entity,
-    Grid,
     entities,
     lattice_scene,
     line_scene,
@@ -62,9 +60,7 @@ def whatsup_question(direction: str, reference: str) -> str:
     return f"The object on the floor {PHRASE[direction]} the {reference} is a(n)"
 
 
-def side_question(
-    subject: str, reference: str, options: tuple[str, str], form: str = "reference_point"
-) -> str:
+def side_question(subject: str, reference: str, options: tuple[str, str], form: str = "reference_point") -> str:
     """The COCO-spatial question; options in the given order, ("left", "right"), ("below", "above") and so on.
 
     form: "reference_point" (Qwen, Pixtral and the reference models) or "is_the" (Gemma-3).
@@ -313,9 +309,7 @@ class SideItem:
 MARGIN = 0.1  # of the canvas: centres nearer than this along an axis have no clear relation there
 
 
-def side_of(
-    subject: tuple[float, float], reference: tuple[float, float], axis: int, margin: float = 0.0
-) -> str | None:
+def side_of(subject: tuple[float, float], reference: tuple[float, float], axis: int, margin: float = 0.0) -> str | None:
     """The side of one centre (x, y) seen from another along axis 0 (x) or 1 (y); None when nearer than
     margin."""
     difference = subject[axis] - reference[axis]

@@ -18,77 +18,9 @@ from PIL import Image, ImageDraw
 from lib.errors import UserError, unknown
 from lib.places import OBJECTS
 from lib.stimuli import object_pictures
+from lib.stimuli.grids import Box, Grid
 
-# --- grids --------------------------------------------------------------------------------------------------
-
-ORIENTATIONS = ("horizontal", "vertical")
-
-
-@dataclass(frozen=True)
-class Grid:
-    """The LM-side grid of image tokens of one model family and the place of three entities on it.
-
-    side: tokens per row and column (N). pixels: pixels per token (P). entity: tokens per entity side (S).
-    gap: tokens between neighbouring entities (g). strips: widths of first, middle and last strip in tokens.
-    Values: PROTOCOL.md 1.
-    """
-
-    name: str
-    side: int
-    pixels: int
-    entity: int
-    gap: int
-    strips: tuple[int, int, int]
-
-    @property
-    def canvas(self) -> int:
-        """Side of the square picture in pixels."""
-        return self.side * self.pixels
-
-    @property
-    def starts(self) -> tuple[int, int, int]:
-        """First token of each of the three slots along a row or column (rounded down when not exact)."""
-        first = (self.side - 3 * self.entity - 2 * self.gap) // 2
-        return tuple(first + k * (self.entity + self.gap) for k in range(3))
-
-    @property
-    def across(self) -> int:
-        """First token of the entities on the other axis."""
-        return (self.side - self.entity) // 2
-
-    def strip_range(self, slot: int) -> range:
-        """Token rows or columns of the strip of `slot` (0, 1, 2)."""
-        first = sum(self.strips[:slot])
-        return range(first, first + self.strips[slot])
-
-    def place(self, slot: int, orientation: str, shift: tuple[int, int] = (0, 0)) -> tuple[int, int]:
-        """First token (row, column) of the entity in `slot` of a row ("horizontal") or column ("vertical").
-
-        shift: displacement (rows, columns) of the whole line in tokens; off the grid is a UserError.
-        """
-        if orientation not in ORIENTATIONS:
-            raise unknown("orientation", orientation, ORIENTATIONS)
-        along, across = self.starts[slot], self.across
-        row, column = (across, along) if orientation == "horizontal" else (along, across)
-        row, column = row + shift[0], column + shift[1]
-        if not (0 <= row <= self.side - self.entity and 0 <= column <= self.side - self.entity):
-            raise UserError(
-                f"Shift {shift} pushes an entity off the {self.side} x {self.side} grid: use a smaller shift."
-            )
-        return row, column
-
-
-GRIDS = {
-    grid.name: grid
-    for grid in (
-        Grid("reference", 12, 14, 2, 2, (4, 4, 4)),
-        Grid("qwen2-vl", 12, 28, 2, 2, (4, 4, 4)),
-        Grid("gemma-3", 16, 56, 3, 3, (5, 6, 5)),
-        Grid("pixtral", 15, 16, 2, 2, (5, 5, 5)),
-    )
-}
-
-# --- entities -----------------------------------------------------------------------------------------------
+# --- entities -------------------------------------------------------------------------------------------------
 
 COLOURS = {
     "red": (255, 0, 0),
@@ -99,7 +31,9 @@ COLOURS = {
     "gray": (128, 128, 128),
     "orange": (255, 165, 0),
 }
+
 SHAPES = ("square", "circle", "triangle", "star", "cross", "heart")
+
 OBJECT_NAMES = object_pictures.NAMES
 
 
@@ -157,20 +91,16 @@ def own_objects(folder: str | Path) -> tuple[Entity, ...]:
     if len(names) < 5:
         raise UserError(f"{folder} holds {len(names)} PNG pictures: at least 5 objects are needed.")
     for name in names:
-        _object_picture(name, folder)
+        object_pictures.load(name, folder)
     return tuple(Entity(name, folder=str(folder)) for name in names)
 
 
-def ordered_triples(
-    setting: str, grid: Grid, objects: str | Path | None = None
-) -> list[tuple[Entity, Entity, Entity]]:
+def ordered_triples(setting: str, grid: Grid, objects: str | Path | None = None) -> list[tuple[Entity, Entity, Entity]]:
     """All ordered triples of distinct entities: 120 for squares and shapes, 336 for objects."""
     return list(permutations(entities(setting, grid, objects), 3))
 
 
-# --- scenes -------------------------------------------------------------------------------------------------
-
-Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels, x1 and y1 exclusive
+# --- scenes ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -251,9 +181,7 @@ def line_scene(
     return Scene(grid.canvas, placements, backdrop)
 
 
-def lattice_scene(
-    table: tuple[tuple[Entity | None, ...], ...], grid: Grid, backdrop: Backdrop | None = None
-) -> Scene:
+def lattice_scene(table: tuple[tuple[Entity | None, ...], ...], grid: Grid, backdrop: Backdrop | None = None) -> Scene:
     """Entities in a centred 2x2 or 3x3 lattice, row by row, `gap` tokens apart; None leaves a place empty."""
     n = len(table)
     first = (grid.side - n * grid.entity - (n - 1) * grid.gap) // 2
@@ -312,7 +240,7 @@ def natural_scene(
     return Scene(canvas, tuple(placements), random_backdrop(rng, photographs), finish)
 
 
-# --- drawing ------------------------------------------------------------------------------------------------
+# --- drawing --------------------------------------------------------------------------------------------------
 
 _POLYGONS = {  # vertices in the unit square
     "square": [(0, 0), (1, 0), (1, 1), (0, 1)],
@@ -336,6 +264,7 @@ _POLYGONS = {  # vertices in the unit square
         for t in np.linspace(0, 2 * np.pi, 60)
     ],
 }
+
 _SUPERSAMPLING = 4
 
 
@@ -343,7 +272,7 @@ _SUPERSAMPLING = 4
 def _sprite(entity: Entity, width: int, height: int, turn: float = 0.0) -> Image.Image:
     """The entity as an RGBA picture of exactly width x height pixels."""
     if entity.colour is None:
-        picture = _object_picture(entity.noun, Path(entity.folder or OBJECTS))
+        picture = object_pictures.load(entity.noun, Path(entity.folder or OBJECTS))
         turned = picture.rotate(turn, Image.Resampling.BILINEAR) if turn else picture
         return turned.resize((width, height), Image.Resampling.BOX)
     if entity.colour not in COLOURS:
@@ -366,37 +295,13 @@ def _sprite(entity: Entity, width: int, height: int, turn: float = 0.0) -> Image
     return sprite
 
 
-@lru_cache(maxsize=64)
-def _object_picture(name: str, folder: Path) -> Image.Image:
-    """The stored picture of an object at 112 px (RGBA); `folder` may be a user's own.
-
-    A picture that is not square is centred on a transparent square, so that it keeps its proportions.
-    """
-    path = folder / f"{name}.png"
-    remedy = "run `python -m lib.stimuli.object_pictures`" if folder == OBJECTS else "use a PNG with transparent background"
-    try:
-        picture = Image.open(path)
-        if not picture.has_transparency_data:
-            raise UserError(f"{path} has no transparent background: save it as PNG with alpha.")
-        picture = picture.convert("RGBA")
-    except FileNotFoundError:
-        if folder == OBJECTS and name not in OBJECT_NAMES:
-            raise unknown("object", name, OBJECT_NAMES) from None
-        raise UserError(f"There is no picture {path}: {remedy}.") from None
-    except (OSError, SyntaxError, ValueError) as problem:
-        raise UserError(f"{path} is not a readable picture ({problem}): {remedy}.") from None
-    if picture.width != picture.height:
-        side = max(picture.size)
-        square = Image.new("RGBA", (side, side))
-        square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
-        picture = square
-    return picture.resize((112, 112), Image.Resampling.LANCZOS)
-
-
 # Photographs that scikit-image ships in its wheel. Sources and licences: data/README.md.
 PHOTOGRAPHS = tuple("astronaut brick chelsea coffee coins grass gravel hubble_deep_field rocket".split())
+
 HELD_OUT_PHOTOGRAPHS = ("astronaut", "coins", "gravel")  # never seen by the reference models in training
+
 TRAINING_PHOTOGRAPHS = tuple(name for name in PHOTOGRAPHS if name not in HELD_OUT_PHOTOGRAPHS)
+
 _PHOTOGRAPH_FILES = {"hubble_deep_field": "hubble_deep_field.jpg", "rocket": "rocket.jpg"}
 
 

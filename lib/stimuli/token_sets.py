@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from lib.errors import UserError, unknown
-from lib.stimuli.scenes import ORIENTATIONS, Box, Grid
+from lib.stimuli.grids import ORIENTATIONS, Box, Grid
 
 Tokens = np.ndarray  # int64 [token]
 
@@ -136,3 +136,22 @@ def box_tokens(box: Box, grid: Grid, size: tuple[int, int] | None = None) -> Tok
     row, column = (int(np.clip((a + b) / 2, 0, grid.side - 1)) for a, b in ((y0, y1), (x0, x1)))
     covered[row, column] = True
     return np.flatnonzero(covered)
+
+
+PARTS = ("none", "random", "background", "object", "both")
+
+
+def part_tokens(grid: Grid, orientation: str, part: str, rng: np.random.Generator | None = None) -> Tokens:
+    """The tokens that a partial ablation replaces; random: as many background tokens as there are object tokens."""
+    match part:
+        case "none":
+            return np.array([], dtype=np.int64)
+        case "random":
+            return random_background(grid, orientation, 3 * grid.entity**2, rng or np.random.default_rng(0))
+        case "background":
+            return background(grid, orientation)
+        case "object":
+            return np.setdiff1d(np.arange(grid.side**2), background(grid, orientation))
+        case "both":
+            return np.arange(grid.side**2)
+    raise unknown("part", part, PARTS)

@@ -14,7 +14,8 @@ from jaxtyping import Int
 from lib.analysis.probes import Objects
 from lib.engine.vlm import VLM, ImageTokens
 from lib.stimuli import token_sets
-from lib.stimuli.scenes import Backdrop, Entity, Grid, entities, line_scene
+from lib.stimuli.grids import Grid
+from lib.stimuli.scenes import Backdrop, Entity, entities, line_scene
 
 Triple = tuple[Entity | None, ...]
 

@@ -1,0 +1,157 @@
+"""What a sweep shows, on one scale: swings, effects, and where the order came from (floor 3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from lib.analysis import statistics
+
+MOVES = ("code", "entity")  # what an exchange moves: the order code, or the entity with its tokens
+
+# --- effects --------------------------------------------------------------------------------------------------
+
+
+def swing(table: pd.DataFrame, low: str = "clean", high: str = "counterfactual") -> pd.DataFrame:
+    """P(high) - P(low) of every pair and run: the table without roles, column `swing`."""
+    keys = [c for c in table.columns if c not in ("role", "probability", "logit")]
+    wide = table[table["role"].isin((low, high))].pivot_table(index=keys, columns="role", values="probability")
+    return (wide[high] - wide[low]).rename("swing").reset_index()
+
+
+def moved(table: pd.DataFrame) -> pd.DataFrame:
+    """Patched runs of a sweep against their pair's baselines.
+
+    Columns of `swing` and moved (its change from the clean run), between (counterfactual minus clean run). The pairs
+    of one table are numbered through: tables of several studies are read one by one.
+    """
+    swings = swing(table)
+    base = swings[swings["run"] != "patched"].pivot_table(index="pair", columns="run", values="swing")
+    base = base.reindex(columns=["clean", "counterfactual"])
+    out = swings[swings["run"] == "patched"].join(base, on="pair")
+    return out.assign(moved=out["swing"] - out["clean"], between=out["counterfactual"] - out["clean"])
+
+
+def effects(table: pd.DataFrame, by: Sequence[str], seed: int = 0) -> pd.DataFrame:
+    """Where patched runs lie between the clean run (0) and the counterfactual run (1), in each cell of `by`.
+
+    Columns by, n (pairs), effect, low, high. The effect is a ratio of means over pairs of P(counterfactual) -
+    P(clean), its interval a bootstrap over whole pairs. NaN where the two baselines do not differ.
+    """
+    rows = []
+    for key, cell in moved(table).groupby(list(by), sort=True):
+        found = statistics.ratio(cell["moved"], cell["between"], units=cell["pair"], seed=seed)
+        rows.append((*key, found.n, found.value, found.low, found.high))
+    return pd.DataFrame(rows, columns=[*by, "n", "effect", "low", "high"])
+
+
+def contrast(table: pd.DataFrame, first: str, second: str, slot: int = 0, seed: int = 0) -> statistics.Estimate:
+    """Effect of exchanging region `first` minus that of `second`, over the same pairs at one slot (code moves)."""
+    cells = moved(table).query("slot == @slot and moves == 'code'").set_index(["region", "pair"])
+    one, two = cells.loc[first], cells.loc[second]
+    return statistics.ratio(one["moved"] - two["moved"].reindex(one.index), one["between"], units=one.index, seed=seed)
+
+
+def flipped(table: pd.DataFrame) -> pd.DataFrame:
+    """For every pair and patched run: has the counterfactual's answer become more probable than the clean one?"""
+    keys = [c for c in table.columns if c not in ("role", "probability", "logit")]
+    wide = table[table["run"] == "patched"].pivot_table(index=keys, columns="role", values="probability")
+    return (wide["counterfactual"] > wide["clean"]).astype(float).rename("flipped").reset_index()
+
+
+def curves(table: pd.DataFrame, value: str = "probability", **where) -> Float[np.ndarray, "pair slot"]:
+    """Patched runs of a sweep as one curve over slots per pair, slots in order; `where` chooses rows (role=...)."""
+    chosen = table[table["run"] == "patched"]
+    for column, wanted in where.items():
+        chosen = chosen[chosen[column] == wanted]
+    return chosen.pivot(index="pair", columns="slot", values=value).to_numpy()
+
+
+def interchange_rows(table: pd.DataFrame, stage: str, ablated: bool = False, seed: int = 0) -> pd.DataFrame:
+    """The published form of an interchange (code moves): one row per setting, direction, region, slot and role.
+
+    Columns setting, direction, region, stage, slot, ablated, role, n, probability, low, high, run. Baselines have
+    region none and slot -1, and say in `run` which one they are.
+    """
+    kept = table[table["moves"].isin(("none", "code")) & table["role"].isin(("clean", "counterfactual"))]
+    by = ["setting", "direction", "region", "run", "slot", "role"]
+    out = statistics.summarise(kept, by, seed=seed).assign(stage=stage, ablated=ablated)
+    columns = ["setting", "direction", "region", "stage", "slot", "ablated", "role", "n", "probability", "low", "high"]
+    return out[[*columns, "run"]]
+
+
+# --- where the order came from --------------------------------------------------------------------------------
+
+SMALL, LARGE = 0.25, 0.75  # below SMALL together, or above LARGE each, two effects are not divided
+
+SMALL, LARGE = 0.25, 0.75  # below SMALL together, or above LARGE each, two effects are not divided
+
+
+def conflict(code: float, entity: float) -> str:
+    """What the two effects say together: `divided` (their share is meaningful), `neither` or `both`.
+
+    neither: together below SMALL - what was exchanged is not what the answer hangs on. both: each above LARGE - either
+    exchange flips the answer, so that the two sources do not stand against each other.
+    """
+    if not np.isfinite(code + entity) or code + entity < SMALL:
+        return "neither"
+    return "both" if min(code, entity) > LARGE else "divided"
+
+
+def shares(table: pd.DataFrame, by: Sequence[str] = ("region", "slot"), seed: int = 0) -> pd.DataFrame:
+    """The embeddings' share of the order: code / (code + entity), from `exchanged` with both kinds of exchange.
+
+    Columns by, n, code, code_low, code_high, entity, entity_low, entity_high, says (see `conflict`), share, low, high
+    (NaN unless says is `divided`; a share leaves 0..1 only by an effect below 0).
+
+    code: effect of moving the order code while the entity stays. Who reads order from the embeddings then gives the
+    opposite answer (effect 1), who makes it from token places stays with the target (0). entity: effect of moving the
+    entity with its code. Who reads the embeddings still finds the target's code with the target (0); who goes by token
+    places sees the mirrored picture and gives the opposite answer (1). So both are read on one scale, the clean run 0
+    and the counterfactual run 1 of P(opposite) - P(target), and each exchange sets the two sources against each other.
+    """
+    rows = []
+    for key, cell in moved(table).groupby(list(by), sort=True):
+        wide = cell.pivot(index="pair", columns="moves", values="moved").reindex(columns=list(MOVES)).dropna()
+        if wide.empty:  # exchanged in one way only
+            continue
+        between = cell.drop_duplicates("pair").set_index("pair")["between"].reindex(wide.index)
+        code, entity = (statistics.ratio(wide[move], between, seed=seed) for move in MOVES)
+        says = conflict(code.value, entity.value)
+        share = statistics.Estimate(np.nan, np.nan, np.nan, len(wide))
+        if says == "divided":
+            share = statistics.ratio(wide["code"], wide["code"] + wide["entity"], seed=seed)
+        effect = (x for each in (code, entity) for x in (each.value, each.low, each.high))
+        rows.append((*key, len(wide), *effect, says, share.value, share.low, share.high))
+    numbers = [f"{move}{end}" for move in MOVES for end in ("", "_low", "_high")]
+    return pd.DataFrame(rows, columns=[*by, "n", *numbers, "says", "share", "low", "high"])
+
+
+# --- calibration (PROTOCOL.md 8.9) ----------------------------------------------------------------------------
+
+EXPECTED = {"vision_only": (0.9, np.inf), "backbone_only": (-np.inf, 0.1)}  # the share's interval must lie within
+
+
+def calibrated(table: pd.DataFrame) -> str:
+    """Is the analysis right about the models in which the mechanism is known? One sentence.
+
+    table: columns model, region, says (see `conflict`), low, high of the embeddings' share. Every share that was
+    divided must be right, and strips, which hold objects and background, must give a share. Objects may say
+    `neither`: a code that lies in the background is not moved with them, which is an answer and no share.
+    """
+    missing = [name for name in EXPECTED if name not in set(table["model"])]
+    wrong = []
+    for name in (name for name in EXPECTED if name not in missing):
+        rows, (least, most) = table[table["model"] == name], EXPECTED[name]
+        inside = (rows["low"] > least) & (rows["high"] < most)
+        silent = (rows["region"] == "object") & (rows["says"] == "neither")
+        if not (inside | silent).all() or not (rows["region"] == "strip").any():
+            wrong.append(name)
+    if wrong:
+        return f"The analysis fails on {' and '.join(wrong)}: its shares mean nothing until that is repaired."
+    if missing:
+        return f"Not calibrated in full: {' and '.join(missing)} not available."
+    return "The analysis is right about both calibration models."
