@@ -38,7 +38,7 @@ from lib.patching.interventions import Interchange, Run, amplification_sweep, la
 from lib.stimuli.grids import Grid
 from lib.stimuli.pairs import last_token_pairs, mirrored_pairs
 from lib.stimuli.questions import OPPOSITE, line_item
-from lib.stimuli.token_sets import exchange
+from lib.stimuli.token_sets import interchange_regions
 
 ALPHAS = tuple(range(1, 16))
 REPEATS = 3  # of every timing
@@ -160,7 +160,7 @@ class Tokens(Sweep):
 
     def sets(self) -> tuple[np.ndarray, np.ndarray]:
         """Targets and sources of each pair's strips."""
-        sets = [exchange(self.vlm.grid, pair.orientation, "strip") for pair in self.pairs]
+        sets = [interchange_regions(self.vlm.grid, pair.orientation, "strip") for pair in self.pairs]
         return tuple(np.stack(part) for part in zip(*sets, strict=True))
 
     def fast(self) -> np.ndarray:

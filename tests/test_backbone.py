@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lib.analysis import ablation, identities, knockout, last_token, slot_probes, studies
-from lib.analysis.probes import Objects
+from lib.analysis.probes import ObjectTokens
 from lib.engine import vlm
 from lib.errors import UserError
 from lib.patching import interventions
@@ -112,7 +112,7 @@ def planted(place=0.0, content=1.0, own_place=0.0, own_set=0.0, noise=0.0):
     x = place * codes["place"][None] + content * codes["kind"][entities]
     x = x + own_place * by_kind[entities, np.arange(3)] + own_set * by_set[sets[:, None], np.arange(3)]
     tokens = np.repeat(x, 2, axis=1) + noise * rng.normal(size=(len(x), 6, DEPTH))
-    return Objects.of(torch.tensor(tokens, dtype=torch.float32), np.arange(6).reshape(3, 2), entities), sets
+    return ObjectTokens.of(torch.tensor(tokens, dtype=torch.float32), np.arange(6).reshape(3, 2), entities), sets
 
 
 def places(**options):
@@ -120,9 +120,9 @@ def places(**options):
     return slot_probes.place_probes(objects, sets, ["logistic"]).groupby("test")["correct"].mean()
 
 
-def relations(form="difference", **options):
+def relations(**options):
     objects, sets = planted(**options)
-    return slot_probes.relation_probes(slot_probes.Relations.of(objects, form), sets).groupby("test")["correct"].mean()
+    return slot_probes.relation_probes(slot_probes.Relations.of(objects), sets).groupby("test")["correct"].mean()
 
 
 def test_a_place_code_is_read_for_entities_never_seen():
@@ -141,20 +141,18 @@ def test_sets_of_three_are_held_out_whole():
     assert places(own_set=1.0, content=0.0)["held_out"] < 0.5
 
 
-@pytest.mark.parametrize("form", slot_probes.RELATION_FORMS)
-def test_relation_is_read_from_a_place_code_and_only_then(form):
-    there = relations(form, place=1.0, noise=0.3)
+def test_relation_is_read_from_a_place_code_and_only_then():
+    there = relations(place=1.0, noise=0.3)
     assert there["held_out"] > 0.95 and there["entities"] > 0.95 and there["shuffled"] < 0.7
-    own = relations(form, own_place=1.0, noise=0.3)
+    own = relations(own_place=1.0, noise=0.3)
     assert own["entities"] < 0.65
 
 
-@pytest.mark.parametrize("form", slot_probes.RELATION_FORMS)
-def test_without_a_place_code_chance_is_exact(form):
+def test_without_a_place_code_chance_is_exact():
     """Every order is tested: whatever a probe learned, it is right in exactly 1/3 and 1/2 of the cases."""
     found = places()
     assert found["entities"] == pytest.approx(1 / 3, abs=1e-9) == found["held_out"]
-    found = relations(form)
+    found = relations()
     assert found["entities"] == pytest.approx(1 / 2, abs=1e-9) == found["held_out"]
     assert found["control"] > 0.8  # what things are is still there
 
@@ -185,8 +183,6 @@ def test_relations_say_who_is_first():
     where = {objects.entity[(objects.image == 9) & (objects.place == k)][0]: k for k in range(3)}
     a, b = where[rows.first[row]], where[rows.second[row]]
     assert a > b and torch.allclose(rows.x[row], mean[9, a] - mean[9, b])
-    with pytest.raises(UserError, match="concatenation"):
-        slot_probes.Relations.of(objects, "product")
 
 
 # --- on the embedded model ------------------------------------------------------------------------------------
@@ -198,16 +194,16 @@ def reference():
 
 
 def test_lines_are_all_orders_of_their_sets_and_slot_zero_is_the_embedding(reference):
-    lines = slot_probes.lines(reference, "squares", "vertical", sets=3)
+    lines = slot_probes.all_orders(reference, "squares", "vertical", sets=3)
     assert lines.images.shape[:2] == (18, 144) and len({tuple(row) for row in lines.entities}) == 18
     states = slot_probes.object_states(reference, lines, [0, 2])
     first = states[0].x.reshape(18, 3, 4, -1)
-    assert torch.allclose(first[7, 2], lines.images[7, torch.as_tensor(lines.places[2])].cpu(), atol=1e-5)
+    assert torch.allclose(first[7, 2], lines.images[7, torch.as_tensor(lines.place_tokens[2])].cpu(), atol=1e-5)
     assert not torch.allclose(states[0].x, states[2].x, atol=1e-2)
 
 
 def test_ablated_lines_hold_no_place_at_slot_zero(reference):
-    lines = ablation.without_order(reference, slot_probes.lines(reference, "squares", "horizontal", sets=8))
+    lines = ablation.ablated_lines(reference, slot_probes.all_orders(reference, "squares", "horizontal", sets=8))
     objects = slot_probes.object_states(reference, lines, [0])[0]
     found = slot_probes.place_probes(objects, lines.sets, ["logistic"]).groupby("test")["correct"].mean()
     assert found["entities"] == pytest.approx(1 / 3, abs=1e-9)
@@ -218,11 +214,11 @@ def test_ablated_lines_hold_no_place_at_slot_zero(reference):
 
 
 def test_at_slot_zero_of_ablated_runs_codes_cannot_move_and_places_move_everything(reference):
-    study = ablation.ablated(reference, pairs.ablated_pairs("squares", reference.grid, n=1, seed=0))
+    study = ablation.ablated_study(reference, pairs.ablated_pairs("squares", reference.grid, n=1, seed=0))
     table = interventions.token_sweep(
         reference,
         study.clean,
-        ablation.exchanges(study),
+        ablation.backup_edits(study),
         study.ids,
         study.roles,
         study.other,
@@ -234,7 +230,7 @@ def test_at_slot_zero_of_ablated_runs_codes_cannot_move_and_places_move_everythi
     assert identities.largest_difference(table[table["edit"].isin(["none", "places"])], "clean", [0]) > 0.05
     wrong = dict.fromkeys(found, 0.2)
     with pytest.raises(UserError, match="Identity broken: object at slot 0"):
-        identities.hold(wrong)
+        identities.check(wrong)
 
 
 def test_the_empty_picture_leaves_the_words_only(reference):
@@ -274,26 +270,28 @@ def test_the_last_token_reads_the_target(reference):
     }  # fmt: skip
     layers = len(reference.layers)
     table = interventions.knockout_sweep(
-        reference, study.clean, sets, study.ids, study.roles, knockout.spans(layers), progress=False
+        reference, study.clean, sets, study.ids, study.roles, knockout.layer_ranges(layers), progress=False
     )
-    change = knockout.knocked_out(table, layers)
+    change = knockout.probability_changes(table, layers)
     onward = change[(change["span"] == "onward") & (change["slot"] == 0)].groupby("edit")["change"].mean()
     assert onward["all"] < -0.3 and abs(onward["random"]) < 0.2
     assert set(change.groupby("span")["slot"].nunique()) == {layers}
 
 
-# --- luck -----------------------------------------------------------------------------------------------------
+# --- agreement above chance -----------------------------------------------------------------------------------
 
 
 def study_of(clean, counterfactual, directions):
-    right = pd.DataFrame({"clean": clean, "counterfactual": counterfactual}).astype(bool)
-    return SimpleNamespace(right=right, labels=pd.DataFrame({"direction": directions}))
+    correct = pd.DataFrame({"clean": clean, "counterfactual": counterfactual}).astype(bool)
+    return SimpleNamespace(correct=correct, labels=pd.DataFrame({"direction": directions}))
 
 
-def test_luck_tells_preferences_from_order():
-    ends = ablation.luck(study_of([1] * 6 + [0] * 6, [1] * 6 + [0] * 6, ["left"] * 6 + ["right"] * 6))
+def test_agreement_above_chance_tells_preferences_from_order():
+    ends = ablation.agreement_above_chance(
+        study_of([1] * 6 + [0] * 6, [1] * 6 + [0] * 6, ["left"] * 6 + ["right"] * 6)
+    )
     assert ends.set_index("direction")["both_minus_neither"].to_dict() == {"left": 1, "right": -1, "all": 0}
-    entity = ablation.luck(study_of([1, 0] * 6, [0, 1] * 6, ["left"] * 12)).iloc[-1]
+    entity = ablation.agreement_above_chance(study_of([1, 0] * 6, [0, 1] * 6, ["left"] * 12)).iloc[-1]
     assert entity["both"] == 0 and entity["both_minus_neither"] == 0
-    order = ablation.luck(study_of([1] * 12, [1] * 9 + [0] * 3, ["left"] * 12)).iloc[-1]
+    order = ablation.agreement_above_chance(study_of([1] * 12, [1] * 9 + [0] * 3, ["left"] * 12)).iloc[-1]
     assert order["both_minus_neither"] == 0.75 and order["low"] > 0

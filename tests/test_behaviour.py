@@ -29,7 +29,7 @@ class Oracle:
             for name in names:
                 share = 0.7 if name == chosen else 0.3 / (len(names) - 1)
                 rows.append((item, name, share, 0.0, chosen, name == chosen))
-        return pd.DataFrame(rows, columns=["item", "word", "probability", "logit", "top", "first"])
+        return pd.DataFrame(rows, columns=["item", "word", "probability", "logit", "top", "is_top"])
 
 
 def test_a_model_that_is_always_right_scores_one_and_the_opposite_one_zero():
@@ -47,7 +47,7 @@ def test_strict_accuracy_needs_both_orders():
     always_first = Oracle(lambda text, names: next(w for w in text[:-1].split() if w in names))
     table = behaviour.side_behaviour(always_first, items)
     assert not table["correct"].any()  # it takes the option named first, so it is right in exactly one order
-    assert (table["first"] ^ table["second"]).all()
+    assert (table["correct_order1"] ^ table["correct_order2"]).all()
 
 
 def test_accuracy_of_a_known_share():

@@ -12,7 +12,7 @@ from test_realdata import SAMPLES, needs_coco, needs_whatsup
 from tiny import tiny
 
 from lib.analysis import enhancement, statistics
-from lib.analysis.enhancement import Asked, Change
+from lib.analysis.enhancement import Change, ItemRun
 from lib.engine import oracle
 from lib.errors import UserError
 from lib.patching.interventions import Run, along, amplify, tokens_at
@@ -55,25 +55,25 @@ def planted():
         vlm.model.lm_head.weight[left], vlm.model.lm_head.weight[right] = 9 * reads, -9 * reads
     items = tuple(side_item(k, "left" if s > 0 else "right", vlm.grid.canvas) for k, s in enumerate(sign))
     damped = whole - 0.98 * (whole @ direction)[..., None] * direction
-    owner = np.repeat(np.arange(COUNT), 2)
+    item_of = np.repeat(np.arange(COUNT), 2)
 
     def asked(images):
-        run = Run(vlm.tokens([QUESTION] * 2 * COUNT), images, owner)
-        return Asked(vlm, items, run, owner, np.arange(COUNT))
+        run = Run(vlm.tokens([QUESTION] * 2 * COUNT), images, item_of)
+        return ItemRun(vlm, items, run, item_of, np.arange(COUNT))
 
     return asked(whole), asked(damped), direction
 
 
 def test_amplification_repairs_what_was_made_to_fail_and_random_directions_do_not(planted):
     whole, damped, direction = planted
-    assert enhancement.right(whole).all()
+    assert enhancement.correct(whole).all()
     directions = {"horizontal": direction[None]}
     order = enhancement.change(damped, directions)
     changes = {"order": order}
     for k in range(20):
         other = enhancement.change(damped, enhancement.random_directions(directions, seed=k))
-        changes[f"random {k}"] = enhancement.matched(other, order, damped.run.images)
-    changes["complement"] = enhancement.matched(replace(order, mode="complement"), order, damped.run.images)
+        changes[f"random {k}"] = enhancement.matched_in_size(other, order, damped.run.images)
+    changes["complement"] = enhancement.matched_in_size(replace(order, mode="complement"), order, damped.run.images)
     results = enhancement.sweep(damped, changes, [0.0, 49.0])
     assert 4 <= (~results["before"]).sum() / len(changes) / 2 <= COUNT - 4, "damping must make some fail, not all"
     found = enhancement.score(results).set_index(["condition", "alpha"])
@@ -93,7 +93,7 @@ def test_directions_are_found(planted):
     whole, _, direction = planted
     images = torch.randn(COUNT, 36, 32, generator=torch.Generator().manual_seed(1))
     for k, item in enumerate(whole.items):
-        first, last = enhancement.ends(item, whole.vlm.grid)
+        first, last = enhancement.end_tokens(item, whole.vlm.grid)
         images[k, first] += 3 * direction
         images[k, last] -= 3 * direction
     asked = replace(whole, run=replace(whole.run, images=images))
@@ -113,7 +113,7 @@ def test_directions_and_changes_of_a_model_in_bfloat16():
     vlm = tiny("reference")
     vlm.model.bfloat16()
     items = enhancement.one_axis_each(questions.natural_questions(vlm.grid, scenes.HELD_OUT_PHOTOGRAPHS, n=60))
-    asked = enhancement.ask(vlm, items)
+    asked = enhancement.item_run(vlm, items)
     directions = enhancement.order_directions(asked)
     images = asked.run.images
     for mode in ("project", "complement"):
@@ -124,10 +124,10 @@ def test_directions_and_changes_of_a_model_in_bfloat16():
 def test_ends_are_in_the_order_of_the_axis(planted):
     vlm = planted[0].vlm
     for relation in questions.DIRECTIONS:
-        first, last = enhancement.ends(side_item(0, relation, vlm.grid.canvas), vlm.grid)
+        first, last = enhancement.end_tokens(side_item(0, relation, vlm.grid.canvas), vlm.grid)
         assert first.max() < last.min()
     line = questions.questions("squares", vlm.grid)[-1]
-    for end, slot in zip(enhancement.ends(line, vlm.grid), (0, 2), strict=True):
+    for end, slot in zip(enhancement.end_tokens(line, vlm.grid), (0, 2), strict=True):
         assert list(end) == list(object_tokens(vlm.grid, line.orientation, slot))
 
 
@@ -174,10 +174,10 @@ def test_nulls_are_matched_in_norm_and_in_size(directions):
     for name, w in directions.items():
         assert torch.allclose(random[name].norm(dim=-1), w.norm(dim=-1))
         assert not torch.allclose(random[name], enhancement.random_directions(directions, seed=2)[name])
-    null = enhancement.matched(Change(random, AXIS), order, images)
-    for name, size in enhancement.sizes(order, images).items():
-        assert enhancement.sizes(null, images)[name] == pytest.approx(size, rel=1e-5)
-        assert enhancement.sizes(Change(random, AXIS), images)[name] != pytest.approx(size, rel=1e-2)
+    null = enhancement.matched_in_size(Change(random, AXIS), order, images)
+    for name, size in enhancement.mean_sizes(order, images).items():
+        assert enhancement.mean_sizes(null, images)[name] == pytest.approx(size, rel=1e-5)
+        assert enhancement.mean_sizes(Change(random, AXIS), images)[name] != pytest.approx(size, rel=1e-2)
     assert torch.equal(enhancement.both_axes(directions)["vertical"], torch.cat(list(directions.values())))
     assert enhancement.other_axis(directions)["vertical"] is directions["horizontal"]
 
@@ -283,8 +283,8 @@ def test_directions_of_another_width_are_refused(vlm):
 
 
 def run_everything(vlm, items):
-    asked = enhancement.ask(vlm, items)
-    directions = enhancement.order_directions(enhancement.answered(asked))
+    asked = enhancement.item_run(vlm, items)
+    directions = enhancement.order_directions(enhancement.correct_items(asked))
     changes = {"order": enhancement.change(asked, directions)}
     changes["objects"] = enhancement.change(asked, directions, where=enhancement.object_mask(asked))
     table = enhancement.sweep(asked, changes, [1.0, 4.0])
@@ -301,12 +301,12 @@ def test_coco_items_work_alike():
     vlm = tiny("reference")
     asked, _ = run_everything(vlm, loaded.items)
     assert len(asked.run) == 2 * len(loaded.items)
-    scored, learned = enhancement.halves(loaded.items)
+    scored, learned = enhancement.split_halves(loaded.items)
     assert len(scored) + len(learned) == len(loaded.items) and scored and learned
     assert not {item.key for item in scored} & {item.key for item in learned}
     item = loaded.items[0]
     assert box_tokens(item.subject_box, vlm.grid, item.size).tolist() in [
-        end.tolist() for end in enhancement.ends(item, vlm.grid)
+        end.tolist() for end in enhancement.end_tokens(item, vlm.grid)
     ]
 
 
@@ -318,7 +318,7 @@ def test_composites_work_alike():
     ]
     asked, table = run_everything(tiny("reference"), items)
     assert len(asked.run) == 8 and len(np.unique(asked.scene)) == 4
-    first, last = enhancement.ends(items[0], asked.vlm.grid)
+    first, last = enhancement.end_tokens(items[0], asked.vlm.grid)
     assert (first % 6).max() < (last % 6).min()  # the outer strips
 
 
@@ -328,9 +328,9 @@ def test_composites_work_alike():
 def test_asked_rows_keep_items_and_questions_together():
     vlm = tiny("reference")
     items = questions.questions("squares", vlm.grid)[:6]
-    asked = enhancement.ask(vlm, items)
+    asked = enhancement.item_run(vlm, items)
     part = asked.rows([4, 1])
-    assert [part.items[k] for k in part.owner] == [items[4], items[1]]
+    assert [part.items[k] for k in part.item_of] == [items[4], items[1]]
     assert torch.equal(part.run.images[part.picture], asked.run.images[asked.picture[[4, 1]]])
     seen = tokens_at(vlm, part.run, [0])[0]
     assert torch.equal(seen[part.picture], part.run.images[part.picture])
@@ -350,9 +350,9 @@ def test_one_axis_of_every_picture():
 
 def test_tables_for_figures():
     table = results([(k, k, 1.0, k % 2, 1) for k in range(4)]).assign(p_before=0.3)
-    none = enhancement.score(enhancement.untouched(table)).iloc[0]
+    none = enhancement.score(enhancement.unenhanced(table)).iloc[0]
     assert (none["condition"], none["alpha"], none["net"]) == ("none", 0.0, 0.0)
     assert none["strict_accuracy"] == none["paper_accuracy"] == 0.5
-    tall = enhancement.tall(enhancement.score(table), ["strict_accuracy", "net"])
+    tall = enhancement.long_form(enhancement.score(table), ["strict_accuracy", "net"])
     assert tall["measure"].tolist() == ["strict_accuracy", "net"] and tall["value"].tolist() == [1.0, 0.5]
     assert (tall["low"] <= tall["value"]).all() and (tall["value"] <= tall["high"]).all()

@@ -60,11 +60,11 @@ def test_lines_that_are_shifted_are_refused(model):
     study = studies.study(model, drawn)
     for call in (
         lambda: interchange.regions(study, ["object"]),
-        lambda: ablation.ablated(model, drawn),
-        lambda: interchange.exchanged_in_encoder(study, ["object"]),
-        lambda: interchange.some_tokens(study, 1),
+        lambda: ablation.ablated_study(model, drawn),
+        lambda: interchange.encoder_interchange_sweep(study, ["object"]),
+        lambda: interchange.partial_strips(study, 1),
         lambda: interchange.in_place(study, "object"),
-        lambda: ablation.partly_ablated(study, study, "object"),
+        lambda: ablation.partial_ablation(study, study, "object"),
         lambda: knockout.reading_sets(study),
     ):
         with pytest.raises(UserError, match="without shift"):
@@ -101,7 +101,7 @@ def test_pictures_stand_behind_their_tokens(model, small):
 
 def test_ablated_pictures_hold_every_entity_as_it_stands_in_the_middle(model):
     drawn = pairs.ablated_pairs("squares", model.grid, n=1)
-    out, canvas = ablation.ablated(model, drawn), model.grid.canvas
+    out, canvas = ablation.ablated_study(model, drawn), model.grid.canvas
     for k, pair in enumerate(drawn):
         places = [object_tokens(model.grid, pair.orientation, slot) for slot in range(3)]
         alone = model.encode([scene.image(canvas) for scene in pair.alone])[:, places[1]]
@@ -124,7 +124,7 @@ def test_effects_of_known_size():
     clean, other = rng.uniform(-1, -0.5, 40), rng.uniform(0.5, 1, 40)
     uneven = np.where(np.arange(40) % 2, clean, clean + (other - clean) / 2)
     table = planted(clean, other, code_a=(clean + other) / 2, code_b=uneven, code_c=clean, code_d=other)
-    out = effects.effects(table, ["region"]).set_index("region")
+    out = effects.summarise(table, ["region"]).set_index("region")
     assert np.allclose(out.loc["a", ["effect", "low", "high"]].astype(float), 0.5) and out.loc["a", "n"] == 40
     assert out.loc["b", "low"] < 0.25 < out.loc["b", "high"] and out.loc["b", "high"] - out.loc["b", "low"] < 0.25
     assert np.allclose(out.loc[["c", "d"], "effect"], [0, 1])
@@ -134,7 +134,7 @@ def test_effects_of_known_size():
 
 def test_without_a_difference_there_is_no_effect_and_no_verdict():
     table = planted([-0.5, -0.7], [-0.5, -0.7], code_a=[0.2, 0.1])
-    row = effects.effects(table, ["region"]).iloc[0]
+    row = effects.summarise(table, ["region"]).iloc[0]
     assert np.isnan(row["effect"]) and np.isnan(row["low"])
     with pytest.raises(ValueError, match="not a number"):
         ledger.MEASURES["strip_effect"].verdict(row["low"], row["high"], 50)
@@ -157,7 +157,7 @@ def test_ratio_is_the_bootstrap_of_a_quotient():
 
 
 @pytest.mark.parametrize(
-    ("code", "entity", "says", "share"),
+    ("code", "entity", "reading", "share"),
     [
         (1, 0, "divided", 1),
         (0, 1, "divided", 0),
@@ -167,14 +167,14 @@ def test_ratio_is_the_bootstrap_of_a_quotient():
         (0.9, 0.7, "divided", 0.5625),
     ],
 )
-def test_shares_of_known_effects(code, entity, says, share):
+def test_shares_of_known_effects(code, entity, reading, share):
     rng = np.random.default_rng(2)
     clean, other = rng.uniform(-1, -0.8, 30), rng.uniform(0.8, 1, 30)
     between = other - clean
     table = planted(clean, other, code_strip=clean + code * between, entity_strip=clean + entity * between)
     row = effects.shares(table, ["region"]).iloc[0]
     assert row["code"] == pytest.approx(code) and row["entity"] == pytest.approx(entity)
-    assert row["says"] == says and row["n"] == 30
+    assert row["reading"] == reading and row["n"] == 30
     if share is None:
         assert np.isnan(row["share"]) and np.isnan(row["low"])
     else:
@@ -196,7 +196,7 @@ def blind_encoder(model):
 
 
 def moved_by(study, moves, slots):
-    table = interchange.exchanged(study, ("object", "strip"), ("object", "strip"), slots=slots)
+    table = interchange.interchange_sweep(study, ("object", "strip"), ("object", "strip"), slots=slots)
     out = effects.moved(table)
     return out.loc[out["moves"] == moves, "moved"].abs()
 
@@ -216,23 +216,23 @@ def test_an_encoder_blind_to_places_gives_no_code():
 
 @pytest.mark.parametrize(("blinded", "share"), [("backbone", 1), ("encoder", 0)])
 def test_shares_of_the_reference_model_with_one_part_blinded(blinded, share):
-    """Blind to places in one part, a trained model can have order from the other part only - and the share says so."""
+    """Blind to places in one part, a trained model can have order from the other part only - and the share shows it."""
     model = vlm.load("reference")
     if blinded == "backbone":
         model.special = BLIND
     else:
         blind_encoder(model)
     study = studies.study(model, pairs.mirrored_pairs("squares", model.grid, n=3))
-    table = interchange.exchanged(study, ("object", "strip"), ("object", "strip"), slots=[0])
+    table = interchange.interchange_sweep(study, ("object", "strip"), ("object", "strip"), slots=[0])
     out = effects.shares(table, ["region"])
-    assert (out["says"] == "divided").all() and np.allclose(out[["share", "low", "high"]], share, atol=0.05)
+    assert (out["reading"] == "divided").all() and np.allclose(out[["share", "low", "high"]], share, atol=0.05)
 
 
 RIGHT = {"vision_only": (0.97, 1.01), "backbone_only": (-0.01, 0.05)}
 
 
 @pytest.mark.parametrize(
-    ("model", "region", "says", "interval", "sentence"),
+    ("model", "region", "reading", "interval", "sentence"),
     [
         ("vision_only", "object", "divided", (0.95, 1.02), "right about both"),
         ("vision_only", "object", "neither", (np.nan, np.nan), "right about both"),
@@ -244,20 +244,22 @@ RIGHT = {"vision_only": (0.97, 1.01), "backbone_only": (-0.01, 0.05)}
         ("backbone_only", None, None, None, "Not calibrated in full: backbone_only"),
     ],
 )
-def test_the_calibration_rule(model, region, says, interval, sentence):
+def test_the_calibration_rule(model, region, reading, interval, sentence):
     """All rows right but the one in question; region None: the model is not there at all."""
     known = [name for name in RIGHT if region or name != model]
     rows = [("reference", "strip", "divided", 0.4, 0.6)]
     rows += [(name, where, "divided", *RIGHT[name]) for name in known for where in ("object", "strip")]
-    rows += [(model, region, says, *interval)] if region else []
-    assert sentence in effects.calibrated(pd.DataFrame(rows, columns=["model", "region", "says", "low", "high"]))
+    rows += [(model, region, reading, *interval)] if region else []
+    assert sentence in effects.calibration_verdict(
+        pd.DataFrame(rows, columns=["model", "region", "reading", "low", "high"])
+    )
 
 
 # --- interchange ------------------------------------------------------------------------------------------------
 
 
 def test_exchanged_gives_every_region_both_ways(small, model):
-    table = interchange.exchanged(small, ("strip", "random"), ("strip",), slots=[0])
+    table = interchange.interchange_sweep(small, ("strip", "random"), ("strip",), slots=[0])
     cells = table[table["run"] == "patched"].groupby(["moves", "region"])["pair"].nunique()
     assert cells.to_dict() == {("code", "strip"): 8, ("code", "random"): 8, ("entity", "strip"): 8}
     published = effects.interchange_rows(table, "backbone")
@@ -279,19 +281,19 @@ def test_each_pair_is_exchanged_along_its_own_axis(small, model):
 
 def test_at_the_encoders_input_objects_carry_all_of_the_order(trained):
     """Patches there are content plus own position: exchanging objects or strips is the mirrored picture, to a set."""
-    table = interchange.exchanged_in_encoder(trained, ("object", "strip", "background_strip"), slots=[0])
+    table = interchange.encoder_interchange_sweep(trained, ("object", "strip", "background_strip"), slots=[0])
     assert (np.bincount(table.query("run == 'patched'")["pair"]) == 9).all()
     swings = effects.moved(table).pivot(index="pair", columns="region", values="swing")
     assert np.allclose(swings["object"], swings["strip"], atol=0.05)
-    outside = effects.effects(table, ["region"]).set_index("region")["effect"]["background_strip"]
+    outside = effects.summarise(table, ["region"]).set_index("region")["effect"]["background_strip"]
     assert abs(outside) < 0.02
 
 
 def test_the_projectors_output_is_slot_0(trained):
     """The encoder's last slot and the backbone's first, reached in two ways, agree where the projector is per token."""
     last = max(trained.vlm.encoder_slots)
-    inside = interchange.exchanged_in_encoder(trained, ("strip",), slots=[last])
-    outside = interchange.exchanged(trained, ("strip",), slots=[0])
+    inside = interchange.encoder_interchange_sweep(trained, ("strip",), slots=[last])
+    outside = interchange.interchange_sweep(trained, ("strip",), slots=[0])
     first, second = (t[t["run"] == "patched"].sort_values(["pair", "role"])["probability"] for t in (inside, outside))
     assert np.allclose(first, second, atol=1e-4)
 
@@ -302,15 +304,15 @@ def test_the_projectors_output_is_slot_0(trained):
 def test_a_model_without_any_order_is_right_half_the_time():
     """A blind backbone on ablated pictures has nothing to go by: both runs of a pair get one answer."""
     blind = tiny("reference", dual=BLIND)
-    out = ablation.answers(ablation.ablated(blind, pairs.ablated_pairs("squares", blind.grid, n=2)))
+    out = ablation.answers(ablation.ablated_study(blind, pairs.ablated_pairs("squares", blind.grid, n=2)))
     assert len(out) == 16 and set(out["run"]) == {"clean", "counterfactual"}
     assert out.groupby("pair")["order"].mean().abs().max() < 1e-6
 
 
 def test_roles_follow_the_run(trained):
     out = ablation.answers(trained)
-    assert out["right"].mean() > 0.9 and out["target"].mean() > 0.9
-    assert (out.loc[out["right"], "target"] > out.loc[out["right"], "opposite"]).all()
+    assert out["correct"].mean() > 0.9 and out["target"].mean() > 0.9
+    assert (out.loc[out["correct"], "target"] > out.loc[out["correct"], "opposite"]).all()
     swapped = ablation.answers(replace(trained, clean=trained.counterfactual, counterfactual=trained.clean))
     first, second = (each.set_index(["run", "pair"])["order"] for each in (out, swapped))
     assert np.allclose(first["counterfactual"], -second["clean"], atol=1e-5)  # each run by its own picture
@@ -328,7 +330,7 @@ def verdict(study, edit):
     table = token_sweep(
         study.vlm, study.clean, {"strip": edit}, study.ids, study.roles, study.other, slots=[0], progress=False
     )
-    row = effects.effects(table, ["edit"]).iloc[0]
+    row = effects.summarise(table, ["edit"]).iloc[0]
     return ledger.MEASURES["strip_effect"].verdict(row["low"], row["high"], 50)
 
 

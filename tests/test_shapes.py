@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from lib.analysis.probes import Probe
+from lib.analysis.probes import Probe, train
 
 
 def test_a_wrong_shape_is_refused():
     probe = Probe(torch.zeros(4, 3), torch.zeros(3))
     assert probe.probabilities(torch.zeros(5, 4)).shape == (5, 3)
     with pytest.raises(TypeError, match="Type-check error"):
-        Probe(torch.zeros(4, 3), torch.zeros(2)).accuracy(torch.zeros(5, 4, 1), [0] * 5)
+        train(torch.zeros(5, 4, 1), [0] * 5, 3)

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib.analysis.statistics import bootstrap, difference, mean, permutation_p, proportion, rank_p, summarise
+from lib.analysis.statistics import bootstrap, difference, mean, proportion, rank_p, summarise
 from lib.errors import UserError
 
 
@@ -45,11 +45,6 @@ def test_coverage_of_differences_and_ratios():
         return shared + rng.normal(0.5, 0.5, 40), shared + rng.normal(0.0, 0.5, 40)
 
     assert coverage(pairs, 0.5, lambda x, s: difference(*x, resamples=400, seed=s), 200) > 0.9
-
-    def two(rng):
-        return rng.normal(1, 1, 60), rng.normal(0, 2, 40)
-
-    assert coverage(two, 1, lambda x, s: difference(*x, paired=False, resamples=400, seed=s), 200) > 0.9
 
     def shares(rng):
         total = rng.uniform(1, 2, 50)
@@ -95,18 +90,8 @@ def test_proportion_is_wilson():
         proportion(3, 2)
 
 
-def test_permutation_p_is_uniform_under_the_null_and_small_under_an_effect():
-    rng = np.random.default_rng(0)
-    null = [permutation_p(rng.normal(size=12), rng.normal(size=15), resamples=199, seed=s) for s in range(200)]
-    assert abs(np.mean(np.array(null) <= 0.1) - 0.1) < 0.06 and 0.4 < np.mean(null) < 0.6
-    assert permutation_p(rng.normal(1, 1, 40), rng.normal(0, 1, 40), resamples=999) < 0.01
-    assert permutation_p(rng.normal(0.7, 1, 40), side="greater", resamples=999) < 0.01
-    assert permutation_p(rng.normal(0.7, 1, 40), side="less", resamples=999) > 0.9
-
-
 def test_rank_p():
     assert rank_p(5, [1, 2, 3, 4]) == 0.2 and rank_p(0, [1, 2, 3, 4]) == 1.0
     assert rank_p(0, [1, 2, 3, 4], "less") == 0.2
-    assert rank_p(2.5, [1, 2, 3, 4], "two-sided") == 1.0
     with pytest.raises(UserError):
         rank_p(0, [1], "sideways")

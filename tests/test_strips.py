@@ -8,7 +8,7 @@ import torch
 from tiny import tiny
 
 from lib.analysis import ablation, background, effects, interchange, studies
-from lib.analysis.line_images import Lines
+from lib.analysis.line_images import LineImages
 from lib.analysis.probes import Probe
 from lib.errors import UserError
 from lib.patching.interventions import token_sweep
@@ -21,7 +21,7 @@ TOKENS = GRID.side**2
 
 def planted(orientation="horizontal", strength=1.0, noise=0.0, count=30, seed=0):
     """Maps [image, token, label]: place k's label high in strip k, noise per image and token."""
-    strip = background.strip_of(GRID, orientation)
+    strip = background.strip_index(GRID, orientation)
     noise = np.random.default_rng(seed).normal(size=(count, TOKENS, 3)) * noise
     return strength * np.eye(3)[strip] + noise
 
@@ -33,9 +33,9 @@ def planted(orientation="horizontal", strength=1.0, noise=0.0, count=30, seed=0)
 def test_a_perfect_strip_map_scores_one_on_its_own_axis_and_nothing_on_the_other(orientation):
     other = AXES[1 - AXES.index(orientation)]
     values = planted(orientation)[0]
-    assert background.strip_score(values, background.strip_of(GRID, orientation)) == pytest.approx(1)
-    assert background.strip_score(values, background.strip_of(GRID, other)) == pytest.approx(0)
-    assert background.agreement(values, background.strip_of(GRID, orientation)) == 1
+    assert background.strip_score(values, background.strip_index(GRID, orientation)) == pytest.approx(1)
+    assert background.strip_score(values, background.strip_index(GRID, other)) == pytest.approx(0)
+    assert background.agreement(values, background.strip_index(GRID, orientation)) == 1
 
 
 def test_the_score_is_the_share_of_variance_between_strips():
@@ -46,11 +46,11 @@ def test_the_score_is_the_share_of_variance_between_strips():
 
 
 def test_a_flat_map_has_no_strips():
-    assert background.strip_score(np.full((TOKENS, 3), 1 / 3), background.strip_of(GRID, "horizontal")) == 0
+    assert background.strip_score(np.full((TOKENS, 3), 1 / 3), background.strip_index(GRID, "horizontal")) == 0
 
 
 def test_a_reversed_map_has_strips_that_are_not_their_own_place():
-    strip = background.strip_of(GRID, "horizontal")
+    strip = background.strip_index(GRID, "horizontal")
     assert background.strip_score(planted()[0][:, ::-1], strip) == pytest.approx(1)
     assert background.agreement(planted()[0][:, ::-1], strip) == pytest.approx(1 / 3)
 
@@ -58,7 +58,7 @@ def test_a_reversed_map_has_strips_that_are_not_their_own_place():
 def test_permutation_p_is_small_for_strips_and_large_for_noise():
     where = token_sets.background(GRID, "horizontal")
     for maps, low, high in ((planted(noise=1.0), 0, 0.01), (planted(strength=0, noise=1.0), 0.05, 1)):
-        row = background.describe(maps[:, None], GRID, "horizontal", where).set_index("axis").loc["own"]
+        row = background.score_rows(maps[:, None], GRID, "horizontal", where).set_index("axis").loc["own"]
         assert low <= row["p"] <= high
         assert row["null_mean"] == pytest.approx(2 / (len(where) - 1), abs=0.005)  # chance, by degrees of freedom
     assert row["score"] < 0.05 and row["n"] == 30
@@ -67,18 +67,20 @@ def test_permutation_p_is_small_for_strips_and_large_for_noise():
 def test_object_tokens_do_not_count():
     maps = planted(strength=0, noise=0.1)
     where = token_sets.background(GRID, "horizontal")
-    before = background.describe(maps[:, None], GRID, "horizontal", where)
+    before = background.score_rows(maps[:, None], GRID, "horizontal", where)
     for slot in range(3):
         maps[:, token_sets.object_tokens(GRID, "horizontal", slot), slot] += 100
-    assert background.describe(maps[:, None], GRID, "horizontal", where).equals(before)
-    assert background.strip_score(maps.mean(0), background.strip_of(GRID, "horizontal")) > 0.05
+    assert background.score_rows(maps[:, None], GRID, "horizontal", where).equals(before)
+    assert background.strip_score(maps.mean(0), background.strip_index(GRID, "horizontal")) > 0.05
 
 
 def test_intervals_cover_and_the_correction_undoes_the_noise_of_few_images():
     """200 samples of 20 noisy images of a map whose own score is 1: the plain score is too low, the corrected one much
     less so; intervals cover what the score of 20 images is on average."""
-    strip = background.strip_of(GRID, "horizontal")
-    samples = [background.estimate(planted(noise=1.5, count=20, seed=seed)[:, None], strip) for seed in range(200)]
+    strip = background.strip_index(GRID, "horizontal")
+    samples = [
+        background.strip_score_estimate(planted(noise=1.5, count=20, seed=seed)[:, None], strip) for seed in range(200)
+    ]
     expected = np.mean([found.value for found, _ in samples])
     corrected = np.mean([value for _, value in samples])
     assert all(found.low <= found.value <= found.high for found, _ in samples)
@@ -88,8 +90,8 @@ def test_intervals_cover_and_the_correction_undoes_the_noise_of_few_images():
 
 def test_maps_of_columns_are_laid_on_their_side():
     rows, columns = planted("horizontal"), planted("vertical")
-    assert np.array_equal(background.lengthwise(columns, "vertical"), rows)
-    assert np.array_equal(background.lengthwise(rows, "horizontal"), rows)
+    assert np.array_equal(background.as_horizontal(columns, "vertical"), rows)
+    assert np.array_equal(background.as_horizontal(rows, "horizontal"), rows)
 
 
 @pytest.mark.parametrize("orientation", AXES)
@@ -106,12 +108,12 @@ def test_profile_follows_the_axis(orientation):
 
 @pytest.mark.parametrize("orientation", AXES)
 def test_the_two_places_agree_where_probes_are_trained_and_differ_in_compact_lines_at_the_edge(orientation):
-    strip = background.strip_of(GRID, orientation)
-    assert np.array_equal(background.relative_place(GRID, orientation), strip)
+    strip = background.strip_index(GRID, orientation)
+    assert np.array_equal(background.nearest_place(GRID, orientation), strip)
     compact, shift = replace(GRID, gap=0), (0, -3) if orientation == "horizontal" else (-3, 0)
     for slot in range(3):
         members = token_sets.object_tokens(compact, orientation, slot, shift)
-        assert set(background.relative_place(compact, orientation, shift)[members]) == {slot}
+        assert set(background.nearest_place(compact, orientation, shift)[members]) == {slot}
     third = token_sets.object_tokens(compact, orientation, 2, shift)
     assert set(strip[third]) == {1}  # the last of the line stands in the middle strip
 
@@ -120,20 +122,20 @@ def line(code, gap, along):
     """A line whose tokens carry only a code of their place (one-hot), absolute or relative."""
     grid, shift = replace(GRID, gap=gap), (0, along)
     place = (
-        background.strip_of(grid, "horizontal")
+        background.strip_index(grid, "horizontal")
         if code == "absolute"
-        else background.relative_place(grid, "horizontal", shift)
+        else background.nearest_place(grid, "horizontal", shift)
     )
     count = 4
     images = torch.tensor(np.eye(3)[place], dtype=torch.float32).expand(count, -1, -1)
     triples = scenes.ordered_triples("squares", grid)[:count]
-    return Lines("squares", tuple(triples), grid, "horizontal", shift, images)
+    return LineImages("squares", tuple(triples), grid, "horizontal", shift, images)
 
 
 def on_objects(shown, code):
     """The lines with a code [image, place, d] on the tokens of their objects and nothing elsewhere."""
     images = torch.zeros(len(shown.images), TOKENS, code.shape[-1])
-    for slot, where in enumerate(shown.places):
+    for slot, where in enumerate(shown.place_tokens):
         images[:, where] = code[:, slot, None]
     return replace(shown, images=images)
 
@@ -191,12 +193,12 @@ def plain(vlm, drawn):
 
 @pytest.fixture(scope="module")
 def ablated(vlm, drawn):
-    return ablation.ablated(vlm, drawn)
+    return ablation.ablated_study(vlm, drawn)
 
 
 @pytest.mark.parametrize("part", token_sets.PARTS)
 def test_a_partial_ablation_replaces_its_tokens_and_no_other(plain, ablated, part):
-    mixed = ablation.partly_ablated(plain, ablated, part)
+    mixed = ablation.partial_ablation(plain, ablated, part)
     for name in ("clean", "counterfactual"):
         runs = [getattr(study, name) for study in (plain, ablated, mixed)]
         before, after, found = (run.images[torch.as_tensor(run.index)] for run in runs)
@@ -215,14 +217,14 @@ def test_a_partial_ablation_replaces_its_tokens_and_no_other(plain, ablated, par
 
 def test_unknown_parts_are_refused(plain, ablated):
     with pytest.raises(UserError, match="everything"):
-        ablation.partly_ablated(plain, ablated, "everything")
+        ablation.partial_ablation(plain, ablated, "everything")
 
 
 def test_answers_of_all_or_nothing_are_those_of_the_two_studies(plain, ablated):
     for part, study in (("none", plain), ("both", ablated)):
-        mixed = ablation.partly_ablated(plain, ablated, part)
+        mixed = ablation.partial_ablation(plain, ablated, part)
         found, wanted = ablation.answers(mixed), ablation.answers(study)
-        assert np.allclose(found["order"], wanted["order"], atol=1e-5) and found["right"].equals(wanted["right"])
+        assert np.allclose(found["order"], wanted["order"], atol=1e-5) and found["correct"].equals(wanted["correct"])
 
 
 def pairs_of(edit, pair):
@@ -230,29 +232,29 @@ def pairs_of(edit, pair):
 
 
 def test_no_background_token_is_the_object_exchange_and_all_of_them_the_strip_exchange(plain):
-    grid, most = plain.vlm.grid, interchange.rest_size(plain.vlm.grid)
+    grid, most = plain.vlm.grid, interchange.strip_background_size(plain.vlm.grid)
     for count, objects, region in ((0, True, "object"), (most, True, "strip"), (most, False, "background_strip")):
-        edit = interchange.some_tokens(plain, count, objects)
+        edit = interchange.partial_strips(plain, count, objects)
         for k, pair in enumerate(plain.pairs):
-            first, last = token_sets.exchange(grid, pair.orientation, region)
+            first, last = token_sets.interchange_regions(grid, pair.orientation, region)
             assert pairs_of(edit, k) == {*zip(first, last, strict=True), *zip(last, first, strict=True)}
-    assert interchange.some_tokens(plain, 0, objects=False).targets.shape == (len(plain), 0)
+    assert interchange.partial_strips(plain, 0, objects=False).targets.shape == (len(plain), 0)
 
 
 def test_some_tokens_are_aligned_members_of_the_strips_drawn_for_each_pair(plain):
-    edit, again, other = (interchange.some_tokens(plain, 3, objects=False, seed=seed) for seed in (1, 1, 2))
+    edit, again, other = (interchange.partial_strips(plain, 3, objects=False, seed=seed) for seed in (1, 1, 2))
     assert np.array_equal(edit.targets, again.targets) and not np.array_equal(edit.targets, other.targets)
     for k, pair in enumerate(plain.pairs):
-        rests = token_sets.exchange(plain.vlm.grid, pair.orientation, "background_strip")
+        rests = token_sets.interchange_regions(plain.vlm.grid, pair.orientation, "background_strip")
         aligned = {*zip(*rests, strict=True), *zip(*rests[::-1], strict=True)}
         assert pairs_of(edit, k) < aligned and len(pairs_of(edit, k)) == 6
-    scattered = interchange.some_tokens(plain, 3, objects=False, scattered=True)
-    objects = token_sets.exchange(plain.vlm.grid, plain.pairs[0].orientation, "object")
+    scattered = interchange.partial_strips(plain, 3, objects=False, scattered=True)
+    objects = token_sets.interchange_regions(plain.vlm.grid, plain.pairs[0].orientation, "object")
     assert not set(scattered.targets[0]) & set(np.concatenate(objects))
 
 
 def test_exchanges_of_nothing_and_of_everything_are_the_baselines(plain):
-    edits = {"nothing": interchange.some_tokens(plain, 0, objects=False), "all": interchange.in_place(plain, "both")}
+    edits = {"nothing": interchange.partial_strips(plain, 0, objects=False), "all": interchange.in_place(plain, "both")}
     table = token_sweep(plain.vlm, plain.clean, edits, plain.ids, plain.roles, plain.other, slots=[0], progress=False)
     wide = table.pivot_table(index=["pair", "role"], columns=["run", "edit"], values="probability")
     assert np.allclose(wide["patched", "nothing"], wide["clean", "none"], atol=1e-5)
@@ -264,10 +266,10 @@ def test_exchanges_of_nothing_and_of_everything_are_the_baselines(plain):
 
 def test_lines_know_what_stands_where(vlm):
     triples = scenes.ordered_triples("squares", vlm.grid)[:3]
-    shown = Lines.of(vlm, "squares", [*triples, (None, triples[0][0], None)], "vertical")
+    shown = LineImages.of(vlm, "squares", [*triples, (None, triples[0][0], None)], "vertical")
     assert shown.entities.tolist() == [[0, 1, 2], [0, 1, 3], [0, 1, 4], [-1, 0, -1]]
     assert shown.images.shape[:2] == (4, vlm.grid.side**2)
     assert shown.objects.image.tolist().count(3) == vlm.grid.entity**2  # one entity in the last picture
     assert set(shown.objects.place[shown.objects.image == 3]) == {1}
     assert len(shown.background) == vlm.grid.side**2 - 3 * vlm.grid.entity**2
-    assert background.right(vlm, Lines.of(vlm, "squares", triples, "vertical")).shape == (3, 2)
+    assert background.correct_answers(vlm, LineImages.of(vlm, "squares", triples, "vertical")).shape == (3, 2)

@@ -1,8 +1,8 @@
 """Eight object pictures with a transparent background, drawn by code.
 
 Each object is one function that paints on a `Sketch` in units of 0..100 (x to the right, y down). `draw` centres the
-result on a square and scales it down. `python -m tools.draw_objects` writes the stored copies in data/objects/, which is
-all that the library reads.
+result on a square and scales it down. `python -m tools.draw_objects` writes the stored copies in data/objects/; the
+library only reads those.
 """
 
 from collections.abc import Callable, Iterable, Sequence

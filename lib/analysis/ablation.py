@@ -1,4 +1,4 @@
-"""The ordering ablation, whole and in parts, and what is left after it (PROTOCOL.md 5 and 6; floor 3)."""
+"""The ordering ablation, whole and in parts, and what is left of order after it (PROTOCOL.md 5 and 6; floor 3)."""
 
 from __future__ import annotations
 
@@ -13,67 +13,59 @@ from lib.analysis import statistics
 from lib.analysis.effects import curves, moved
 from lib.analysis.identities import largest_difference
 from lib.analysis.interchange import regions
-from lib.analysis.line_images import Lines
-from lib.analysis.studies import Study, centred
+from lib.analysis.line_images import LineImages
+from lib.analysis.studies import Study, require_centred
 from lib.engine.vlm import VLM
-from lib.patching.interventions import (
-    Interchange,
-    Run,
-    ordering_ablation,
-)
-from lib.stimuli import token_sets
+from lib.patching.interventions import Interchange, Run, ordering_ablation
+from lib.stimuli import scenes
 from lib.stimuli.pairs import AblatedPair
-from lib.stimuli.scenes import entities
-from lib.stimuli.token_sets import object_tokens
+from lib.stimuli.token_sets import object_tokens, part_tokens
 
 # --- the ablation ---------------------------------------------------------------------------------------------
 
 
-def ablated(vlm: VLM, pairs: Sequence[AblatedPair], progress: bool = False) -> Study:
+def ablated_study(vlm: VLM, pairs: Sequence[AblatedPair], progress: bool = False) -> Study:
     """The study of the same pairs with order removed from every picture's image tokens (PROTOCOL.md 5).
 
-    Pairs may mix directions; each picture is ablated along its own axis. They must stand in the middle (`centred`).
+    Pairs may mix directions; each picture is ablated along its own axis. The lines must be centred.
     """
-    centred(pairs)
+    require_centred(pairs)
     plain = [scene for pair in pairs for scene in (*pair.alone, pair.empty)]
     images, index = vlm.distinct([scene.image(vlm.grid.canvas) for scene in plain], progress)
     index = index.reshape(-1, 4)
-    both, known = [], {}
-    places = np.zeros((2, len(pairs)), dtype=int)
+    ablated, known = [], {}
+    row_of = np.zeros((2, len(pairs)), dtype=int)
     for k, (pair, (*alone, empty)) in enumerate(zip(pairs, index, strict=True)):
         for run, entities in enumerate((alone, alone[::-1])):
             key = (pair.orientation, *entities, empty)
             if key not in known:
-                known[key] = len(both)
-                sets = [object_tokens(vlm.grid, pair.orientation, slot) for slot in range(3)]
-                both.append(ordering_ablation(images, images[empty], np.array([entities]), sets, sets[1])[0])
-            places[run, k] = known[key]
-    stacked = torch.stack(both)
+                known[key] = len(ablated)
+                sets = [object_tokens(vlm.grid, pair.orientation, place) for place in range(3)]
+                ablated.append(ordering_ablation(images, images[empty], np.array([entities]), sets, sets[1])[0])
+            row_of[run, k] = known[key]
+    stacked = torch.stack(ablated)
     questions = [pair.clean.question for pair in pairs]
-    clean, other = (Run.of(vlm, questions, stacked, row) for row in places)
+    clean, other = (Run.of(vlm, questions, stacked, row) for row in row_of)
     return Study(vlm, tuple(pairs), clean, other, vlm.candidates([pair.candidates for pair in pairs]))
 
 
-def without_order(vlm: VLM, pictures: Lines) -> Lines:
+def ablated_lines(vlm: VLM, lines: LineImages) -> LineImages:
     """The same lines after the ordering ablation of PROTOCOL.md 5."""
-    single = [(None, entity, None) for entity in entities(pictures.setting, vlm.grid)] + [(None, None, None)]
-    alone = Lines.of(vlm, pictures.setting, single, pictures.orientation).images
-    places = pictures.places
-    return replace(pictures, images=ordering_ablation(alone[:-1], alone[-1], pictures.entities, places, places[1]))
+    single = [(None, entity, None) for entity in scenes.entities(lines.setting, vlm.grid)] + [(None, None, None)]
+    alone = LineImages.of(vlm, lines.setting, single, lines.orientation).images
+    sets = lines.place_tokens
+    return replace(lines, images=ordering_ablation(alone[:-1], alone[-1], lines.entities, sets, sets[1]))
 
 
-# --- parts of it (necessity) ----------------------------------------------------------------------------------
+def partial_ablation(plain: Study, ablated: Study, part: str, seed: int = 0) -> Study:
+    """`plain` with the tokens of one part (`token_sets.PARTS`) taken from `ablated`, the ablated study of its pairs.
 
-
-def partly_ablated(plain: Study, ablated: Study, part: str, seed: int = 0) -> Study:
-    """`plain` with the tokens of a part taken from `ablated`, the study of the same pairs without order.
-
-    So background tokens become the empty canvas's and object tokens those of the entity alone in the middle
-    (`interventions.ordering_ablation`). "none" is `plain`, "both" is `ablated`.
+    Background tokens thus become those of the empty canvas, and object tokens those of the same entity alone in the
+    middle. "none" is `plain`, "both" is `ablated`.
     """
-    centred(plain.pairs)
+    require_centred(plain.pairs)
     rng, built = np.random.default_rng(seed), []
-    sets = [token_sets.part_tokens(plain.vlm.grid, pair.orientation, part, rng) for pair in plain.pairs]
+    sets = [part_tokens(plain.vlm.grid, pair.orientation, part, rng) for pair in plain.pairs]
     for before, after in ((plain.clean, ablated.clean), (plain.counterfactual, ablated.counterfactual)):
         for k, which in enumerate(sets):
             mixed = before.images[int(before.index[k])].clone()
@@ -85,46 +77,48 @@ def partly_ablated(plain: Study, ablated: Study, part: str, seed: int = 0) -> St
     return replace(plain, clean=clean, counterfactual=other)
 
 
-# --- answers of unpatched runs --------------------------------------------------------------------------------
+# --- what is left of order ------------------------------------------------------------------------------------
 
 
 def answers(study: Study) -> pd.DataFrame:
-    """Both runs of every pair as questions of their own: labels, pair, run, target, opposite, reference, right.
+    """Both runs of every pair, each as a question of its own, without any edit.
 
-    target, opposite, reference: probabilities; right: the most probable token of the vocabulary is the target. The two
-    runs ask the same question about mirrored pictures, so that a liking for some words cancels within a pair: without
-    any order in the picture the mean of target - opposite is 0 exactly.
+    Columns pair, run, target, opposite, reference (probabilities), correct (the most probable token of the vocabulary
+    is the target), the pair's labels, and order = target - opposite. The two runs ask the same question about mirrored
+    pictures, so that a preference for some words cancels within a pair: if the model has no order at all, the mean of
+    target - opposite is exactly 0.
     """
     wide = study.baselines.pivot(index=["pair", "run"], columns="role", values="probability").reset_index()
     mirrored = (wide["run"] == "counterfactual").to_numpy()
     target = np.where(mirrored, wide["counterfactual"], wide["clean"])
     opposite = np.where(mirrored, wide["clean"], wide["counterfactual"])
-    right = study.right.stack().rename_axis(["pair", "run"]).rename("right").reset_index()
+    correct = study.correct.stack().rename_axis(["pair", "run"]).rename("correct").reset_index()
     out = wide[["pair", "run"]].assign(target=target, opposite=opposite, reference=wide["reference"])
-    return out.merge(right, on=["pair", "run"]).join(study.labels, on="pair").assign(order=target - opposite)
+    return out.merge(correct, on=["pair", "run"]).join(study.labels, on="pair").assign(order=target - opposite)
 
 
-def order_kept(intact: pd.DataFrame, without: pd.DataFrame, seed: int = 0) -> dict[str, statistics.Estimate]:
+def order_kept(intact: pd.DataFrame, ablated: pd.DataFrame, seed: int = 0) -> dict[str, statistics.Estimate]:
     """What an ablation leaves of P(target) - P(opposite), from `answers` of the same pairs before and after.
 
     order_lost: the share of it that is gone; order_left: what is left of it.
     """
-    before, after = (table.groupby("pair")["order"].mean() for table in (intact, without))
+    before, after = (table.groupby("pair")["order"].mean() for table in (intact, ablated))
     lost = statistics.ratio(before - after, before, seed=seed)
     return {"order_lost": lost, "order_left": statistics.mean(after, seed=seed)}
 
 
-def luck(study: Study) -> pd.DataFrame:
-    """How often a study is right in the clean run, in the counterfactual run, in both, in neither; per direction.
+def agreement_above_chance(study: Study) -> pd.DataFrame:
+    """How often the clean run, the counterfactual run, both or neither are answered correctly, per direction.
 
-    Columns direction, n, clean, counterfactual, both, neither, both_minus_neither, low, high. A coin between the two
-    entities gives both = neither = 1/4, a fixed preference for one of them 0 and 0: in either case the difference is
-    0. A fixed preference for one end of the line gives 1 in one direction and -1 in the opposite one, 0 over all. What
-    lies above 0 over all directions is order. Answers that are neither of the two entities push it below 0.
+    Columns direction, n, clean, counterfactual, both, neither, both_minus_neither, low, high. A model that guesses
+    between the two entities has both = neither = 1/4; one that always prefers one of them has 0 and 0: in either case
+    the difference is 0. A fixed preference for one end of the line gives 1 in one direction and -1 in the opposite
+    one, 0 over all. A difference above 0 over all directions is evidence of order. Answers that name neither of the
+    two entities push it below 0.
     """
-    right = study.right.assign(direction=study.labels["direction"])
+    correct = study.correct.assign(direction=study.labels["direction"])
     rows = []
-    for direction, cell in [*right.groupby("direction", sort=False), ("all", right)]:
+    for direction, cell in [*correct.groupby("direction", sort=False), ("all", correct)]:
         both = (cell["clean"] & cell["counterfactual"]).to_numpy()
         neither = (~cell["clean"] & ~cell["counterfactual"]).to_numpy()
         order = statistics.mean(both.astype(float) - neither)
@@ -137,14 +131,17 @@ def luck(study: Study) -> pd.DataFrame:
 # --- object interchange under the ablation (PROTOCOL.md 6) ----------------------------------------------------
 
 
-def exchanges(study: Study) -> dict[str, Interchange]:
-    """Objects and strips exchanged as in PROTOCOL.md 4: order codes move, entities stay; and `places`, their mirror
-    image: the two objects' tokens change places *within* the clean run, entities move, codes stay with the tokens."""
+def backup_edits(study: Study) -> dict[str, Interchange]:
+    """The edits of PROTOCOL.md 6: `object` and `strip` move order codes, `places` moves entities.
+
+    object, strip: the interchange of PROTOCOL.md 4, the entity stays. places: the tokens of the two objects change
+    places *within* the clean run, so that each entity moves and what has been written on its tokens moves with it.
+    """
     return regions(study, ["object", "strip"]) | {"places": regions(study, ["object"], own=True)["object"]}
 
 
 def interchange_identities(table: pd.DataFrame) -> dict[str, float]:
-    """What must hold at slot 0 of a sweep of `exchanges` over an ablated study, as largest differences."""
+    """What must hold at slot 0 of a sweep of `backup_edits` over an ablated study, as largest differences."""
     edits = {"object": "clean", "places": "counterfactual"}
     return {
         f"{edit} at slot 0 against the {run} run": largest_difference(
@@ -155,10 +152,10 @@ def interchange_identities(table: pd.DataFrame) -> dict[str, float]:
 
 
 def backup_peak(table: pd.DataFrame, edit: str = "object", seed: int = 0) -> statistics.Estimate:
-    """Largest effect over slots of an edit, minus its effect at slot 0 (C6); the maximum is found in every resample.
+    """Largest effect over slots of an edit, minus its effect at slot 0 (C6); every resample finds its own maximum.
 
-    The effect is that of `experiments.effects`: a ratio of means over pairs, clean run 0, counterfactual run 1. Never
-    below 0, because slot 0 is among the slots. NaN where the two baselines do not differ.
+    The effect is that of `effects.summarise`. The result is never below 0, because slot 0 is among the slots, and NaN
+    where the two baselines do not differ.
     """
     cells = moved(table)
     changes, between = (curves(cells, value, edit=edit) for value in ("moved", "between"))

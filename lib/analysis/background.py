@@ -1,8 +1,7 @@
-"""Strips: does the background of a picture carry the order of its objects? (floor 3: no files, no plots)
+"""Probe maps over background tokens: are they organised in strips? (PROTOCOL.md 3 and 8.6; floor 3: no files, no plots)
 
-Two questions. Is a probe's map over background tokens organised in strips (`strip_score`, its null, and which place
-a token is read as when the line does not stand where the probe was trained)? And does the answer depend on the
-background (order removed from some tokens only, exchanges of some tokens only)?
+`strip_score` and its null distribution say whether a map has strips. Lines at other places than those the probe was
+trained on tell the place in the line (relative) from the place on the canvas (absolute).
 
 Image tokens are flat indices r * N + c. A token's *strip* is its place on the canvas: first, middle or last (0, 1, 2).
 """
@@ -17,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 
 from lib.analysis import statistics
-from lib.analysis.line_images import Lines
+from lib.analysis.line_images import LineImages
 from lib.analysis.probes import Probe, shuffled_labels, train
 from lib.engine.vlm import VLM, ImageTokens
 from lib.stimuli import token_sets
@@ -27,38 +26,43 @@ from lib.stimuli.questions import DIRECTIONS, ORIENTATION, line_item
 # --- the map and its strips -----------------------------------------------------------------------------------
 
 
-def order_probe(pictures: Lines, images, recipe: str = "adamw", shuffled: int | None = None, seed: int = 0) -> Probe:
-    """The probe for ordinal place on the object tokens of some images; shuffled: a seed for dealing labels anew."""
-    rows = pictures.objects.rows(np.isin(pictures.objects.image, images))
+def order_probe(lines: LineImages, images, recipe: str = "adamw", shuffled: int | None = None, seed: int = 0) -> Probe:
+    """The probe of the ordinal place, trained on the object tokens of some images.
+
+    shuffled: the seed of shuffled training labels; None keeps the true ones.
+    """
+    rows = lines.objects.rows(np.isin(lines.objects.image, images))
     labels = rows.place if shuffled is None else shuffled_labels(rows, shuffled)
     return train(rows.x, labels, 3, recipe, seed)
 
 
 def random_probe(like: Probe, seed: int) -> Probe:
-    """A probe of random directions, each as long as the one it stands for; no bias."""
+    """A probe of random directions, each as long as the one it replaces, without bias."""
     weight = torch.randn(like.weight.shape, generator=torch.Generator().manual_seed(seed))
     return Probe(weight * like.weight.norm(dim=0) / weight.norm(dim=0), torch.zeros_like(like.bias))
 
 
 def token_maps(probe: Probe, images: ImageTokens) -> Float[np.ndarray, "image token label"]:
-    """Class probabilities of every token of every image; their mean over images is `probes.maps`."""
+    """Class probabilities of every token of every image; their mean over images is the strip map of PROTOCOL.md 3."""
     return probe.probabilities(images).cpu().numpy()
 
 
-def lengthwise(maps: Float[np.ndarray, "image token label"], orientation: str) -> np.ndarray:
-    """The maps with the axis of the line along the columns: those of columns are transposed, so that maps of both
-    orientations can be averaged token by token."""
+def as_horizontal(maps: Float[np.ndarray, "image token label"], orientation: str) -> np.ndarray:
+    """The maps as those of a horizontal line: maps of vertical lines are transposed.
+
+    Maps of both orientations can then be averaged token by token.
+    """
     if orientation == "horizontal":
         return maps
     side = round(maps.shape[1] ** 0.5)
     return maps.reshape(len(maps), side, side, -1).swapaxes(1, 2).reshape(maps.shape)
 
 
-def strip_of(grid: Grid, orientation: str) -> Int[np.ndarray, " token"]:
-    """The strip of every token: its *absolute* place on the canvas."""
+def strip_index(grid: Grid, orientation: str) -> Int[np.ndarray, " token"]:
+    """The strip (0, 1, 2) of every token: its *absolute* place on the canvas."""
     out = np.empty(grid.side**2, dtype=int)
-    for slot in range(3):
-        out[token_sets.strip_tokens(grid, orientation, slot)] = slot
+    for place in range(3):
+        out[token_sets.strip_tokens(grid, orientation, place)] = place
     return out
 
 
@@ -68,7 +72,7 @@ def strip_score(
     """Share of a map's variance over tokens that lies between strips: 1 for a perfect strip map, near 0 for noise.
 
     The correlation ratio (eta squared; Fisher 1925): between-strip over total sum of squares, both summed over
-    labels; 0 for a flat map, which has no strips. It does not say *which* place a strip is read as: see `agreement`.
+    labels; 0 for a flat map, which has no strips. Which place a strip is read as is the question of `agreement`.
     """
     centred = values - values.mean(-2, keepdims=True)
     member = (strip[:, None] == np.unique(strip)).astype(float)
@@ -80,20 +84,20 @@ def strip_score(
 
 
 def agreement(values: Float[np.ndarray, "... token label"], strip: Int[np.ndarray, " token"]) -> np.ndarray:
-    """Share of tokens of a map whose most probable place is that of their own strip (one place everywhere: 1/3)."""
+    """Share of a map's tokens whose most probable place is their own strip (1/3 if all tokens get the same place)."""
     return (values.argmax(-1) == strip).mean(-1)
 
 
-def estimate(
+def strip_score_estimate(
     maps: Float[np.ndarray, "image map token label"], strip: Int[np.ndarray, " token"], seed: int = 0
 ) -> tuple[statistics.Estimate, float]:
-    """The strip score of the map averaged over images (the mean over several maps of the same images), with its
-    interval over whole images; and the score corrected for the noise that so few images leave in the map.
+    """Strip score of the map averaged over images, with its interval over whole images, and the corrected score.
 
-    Noise lowers a score, and resampled images are noisier than the images themselves: a bootstrap of the score would
-    lie below it. So the spread comes from the delete-one jackknife (Efron and Tibshirani 1993, chapter 11): its
-    pseudo-values, one per image, are resampled and their interval is centred on the score. Their mean is the
-    bias-corrected score, an estimate for a map of very many images.
+    Of several maps of the same images the mean score counts. Noise lowers a score, and resampled images are noisier
+    than the images themselves, so that a bootstrap of the score would lie below it. The spread therefore comes from
+    the delete-one jackknife (Efron and Tibshirani 1993, chapter 11): its pseudo-values, one per image, are resampled
+    and their interval is centred on the score. Their mean is the corrected score: free of the bias that the noise of
+    few images brings, it estimates the score of a map of very many images.
     """
     maps = np.asarray(maps, dtype=float)
     n, total = len(maps), maps.sum(0)
@@ -107,36 +111,34 @@ def estimate(
 def permutation_null(
     values: Float[np.ndarray, "token label"], strip, resamples: int = 999, seed: int = 0
 ) -> np.ndarray:
-    """Scores of the same map with its tokens dealt anew among the places: what strips there are by chance.
+    """Scores of the same map with its tokens permuted: the strips that arise by chance.
 
-    The null supposes that neighbouring tokens are independent; a map that is merely smooth beats it. What smooth
-    embeddings do by themselves is measured by `random_probe` and by the strips of the other axis.
+    The null assumes that neighbouring tokens are independent, so that a map that is merely smooth exceeds it. What
+    smoothness alone gives is measured by `random_probe` and by the strips of the other axis.
     """
     orders = np.random.default_rng(seed).permuted(np.tile(np.arange(len(strip)), (resamples, 1)), axis=1)
     return strip_score(values[orders], strip)
 
 
-def describe(
+def score_rows(
     maps: Float[np.ndarray, "image map token label"],
     grid: Grid,
     orientation: str,
     where: token_sets.Tokens,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Two rows for the maps at the tokens `where`: scored by the strips of their own axis and by the other axis'.
+    """Two rows for the maps at the tokens `where`: scored by the strips of their own axis and of the other axis.
 
     Columns axis (own, other), n (images), score, low, high, corrected, null_mean, p, agreement, agreement_low,
-    agreement_high. Null and p are of the first map; agreement is that of single images, averaged.
+    agreement_high. null_mean and p belong to the first map; agreement is the mean over single images.
     """
     other = {"horizontal": "vertical", "vertical": "horizontal"}[orientation]
     maps, rows = maps[:, :, where], []
     for axis, along in (("own", orientation), ("other", other)):
-        strip = strip_of(grid, along)[where]
-        (found, corrected), first = estimate(maps, strip, seed), maps[:, 0].mean(0)
-        null, agrees = (
-            permutation_null(first, strip, seed=seed),
-            statistics.mean(agreement(maps, strip).mean(1), seed=seed),
-        )
+        strip = strip_index(grid, along)[where]
+        (found, corrected), first = strip_score_estimate(maps, strip, seed), maps[:, 0].mean(0)
+        null = permutation_null(first, strip, seed=seed)
+        agrees = statistics.mean(agreement(maps, strip).mean(1), seed=seed)
         row = {"axis": axis, "n": found.n, "score": found.value, "low": found.low, "high": found.high}
         row |= {"corrected": corrected, "null_mean": null.mean()}
         row |= {"p": statistics.rank_p(float(strip_score(first, strip)), null)}
@@ -145,7 +147,10 @@ def describe(
 
 
 def profile(maps: Float[np.ndarray, "image token label"], grid: Grid, orientation: str, where) -> pd.DataFrame:
-    """Means over the tokens `where` of each column (row) along the axis: image, position, place, probability."""
+    """Mean class probabilities over the tokens `where` of each column (horizontal) or row (vertical) of the grid.
+
+    Columns image, place, probability, position (number of the column or row).
+    """
     position = np.asarray(where) % grid.side if orientation == "horizontal" else np.asarray(where) // grid.side
     parts = []
     for at in range(grid.side):
@@ -155,11 +160,11 @@ def profile(maps: Float[np.ndarray, "image token label"], grid: Grid, orientatio
     return pd.concat(parts, ignore_index=True)
 
 
-# --- absolute or relative -------------------------------------------------------------------------------------
+# --- place in the line (relative) or place on the canvas (absolute) -------------------------------------------
 
 
-def relative_place(grid: Grid, orientation: str, shift: tuple[int, int] = (0, 0)) -> Int[np.ndarray, " token"]:
-    """For every token the place in the line (0, 1, 2) of the object nearest along the axis; ties go to the earlier."""
+def nearest_place(grid: Grid, orientation: str, shift: tuple[int, int] = (0, 0)) -> Int[np.ndarray, " token"]:
+    """For every token the place in the line (0, 1, 2) of the object nearest along the axis; of two, the earlier one."""
     along = shift[1] if orientation == "horizontal" else shift[0]
     centres = np.array(grid.starts) + along + (grid.entity - 1) / 2
     nearest = np.abs(np.arange(grid.side)[:, None] - centres).argmin(1)
@@ -167,17 +172,18 @@ def relative_place(grid: Grid, orientation: str, shift: tuple[int, int] = (0, 0)
     return nearest[column if orientation == "horizontal" else row]
 
 
-def readings(probe: Probe, pictures: Lines) -> pd.DataFrame:
-    """How tokens are read whose place in the line and whose place on the canvas differ.
+def readings(probe: Probe, lines: LineImages) -> pd.DataFrame:
+    """Which place the probe predicts for tokens whose place in the line and place on the canvas differ.
 
-    Columns image, part (object, background), relative, absolute, neither: shares of these tokens; relative dealt and
-    absolute dealt: what the first two would be with the part's readings dealt at random over its tokens. No rows where
-    the two places agree everywhere, as they do for lines that stand where probes are trained.
+    Columns image, part (object, background), and shares of the part's tokens: relative (predicted as their place in
+    the line), absolute (as their place on the canvas), neither; relative_shuffled and absolute_shuffled are the shares
+    to be expected if the part's predictions were shuffled over its tokens. No rows where the two places agree
+    everywhere, as they do for lines at the place where probes are trained.
     """
-    grid, axis = pictures.grid, pictures.orientation
-    found = token_maps(probe, pictures.images).argmax(-1)
-    relative, absolute = relative_place(grid, axis, pictures.shift), strip_of(grid, axis)
-    outside = np.isin(np.arange(grid.side**2), pictures.background)
+    grid, axis = lines.grid, lines.orientation
+    found = token_maps(probe, lines.images).argmax(-1)
+    relative, absolute = nearest_place(grid, axis, lines.shift), strip_index(grid, axis)
+    outside = np.isin(np.arange(grid.side**2), lines.background)
     parts = []
     for part, inside in (("object", ~outside), ("background", outside)):
         where = inside & (relative != absolute)
@@ -186,18 +192,19 @@ def readings(probe: Probe, pictures: Lines) -> pd.DataFrame:
         as_relative = (found[:, where] == relative[where]).mean(1)
         as_absolute = (found[:, where] == absolute[where]).mean(1)
         shares = {"relative": as_relative, "absolute": as_absolute, "neither": 1 - as_relative - as_absolute}
-        read = np.stack([(found[:, inside] == place).mean(1) for place in range(3)], 1)  # how often at all
-        shares |= {"relative dealt": read[:, relative[where]].mean(1)}
-        shares |= {"absolute dealt": read[:, absolute[where]].mean(1)}
+        frequency = np.stack([(found[:, inside] == place).mean(1) for place in range(3)], 1)  # of each prediction
+        shares |= {"relative_shuffled": frequency[:, relative[where]].mean(1)}
+        shares |= {"absolute_shuffled": frequency[:, absolute[where]].mean(1)}
         parts.append(pd.DataFrame({"image": np.arange(len(found)), "part": part, **shares}))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["image", "part"])
 
 
-def unseen_place(places: Sequence[Lines], left_out: int, recipe: str = "adamw", seed: int = 0) -> np.ndarray:
-    """Share of object tokens whose place *in the line* is read right by probes trained on lines that stand elsewhere.
+def unseen_place(places: Sequence[LineImages], left_out: int, recipe: str = "adamw", seed: int = 0) -> np.ndarray:
+    """Share of object tokens [image] whose place *in the line* is predicted by probes trained on lines elsewhere.
 
-    places: the same triples at several places. Two folds over triples, so that neither the place nor the triples of
-    the tested pictures were seen. A code of the place on the canvas fails here, one of the order does not. [image]
+    places: the same triples at several places of the canvas. Two folds over triples, so that neither the place nor the
+    triples of the tested pictures have been seen. A code of the place on the canvas fails here, a code of order does
+    not.
     """
     out = np.zeros(len(places[left_out].triples))
     for fold in range(2):
@@ -209,11 +216,11 @@ def unseen_place(places: Sequence[Lines], left_out: int, recipe: str = "adamw", 
     return out
 
 
-def right(vlm: VLM, pictures: Lines) -> Float[np.ndarray, "image direction"]:
-    """Does the model answer the two questions about each picture right (its most probable token of all)?"""
-    asked = [d for d in DIRECTIONS if ORIENTATION[d] == pictures.orientation]
-    items = [line_item(pictures.setting, vlm.grid, triple, d) for triple in pictures.triples for d in asked]
-    index = np.repeat(np.arange(len(pictures.triples)), len(asked))
+def correct_answers(vlm: VLM, lines: LineImages) -> Float[np.ndarray, "image direction"]:
+    """Whether the model answers the two questions about each picture correctly (its most probable token of all)."""
+    directions = [d for d in DIRECTIONS if ORIENTATION[d] == lines.orientation]
+    items = [line_item(lines.setting, vlm.grid, triple, d) for triple in lines.triples for d in directions]
+    index = np.repeat(np.arange(len(lines.triples)), len(directions))
     words = [item.candidates for item in items]
-    found = vlm.answer(pictures.images, [item.question for item in items], words, index, progress=False)
-    return found.groupby("item")["first"].first().to_numpy(dtype=float).reshape(-1, len(asked))
+    found = vlm.answer(lines.images, [item.question for item in items], words, index, progress=False)
+    return found.groupby("item")["is_top"].first().to_numpy(dtype=float).reshape(-1, len(directions))

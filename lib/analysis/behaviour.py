@@ -1,4 +1,4 @@
-"""Does the model answer right? Accuracy of the most probable next token (floor 3)."""
+"""Are the model's answers correct? Accuracy of the most probable next token (PROTOCOL.md 1; floor 3)."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ PAPER = {
 def behaviour(vlm: VLM, items: Sequence[Item], progress: bool = True) -> pd.DataFrame:
     """One row per item: setting, direction, split, item, answer, top, correct, and the candidates' probabilities.
 
-    correct: the most probable token of the whole vocabulary is a spelling of the answer (PROTOCOL.md 1). target,
-    opposite, reference: probabilities of these roles; opposite is the sum over all others where there are more.
+    top: the most probable token of the whole vocabulary; correct: it is a spelling of the answer. target, opposite,
+    reference: probabilities of these roles; with more than three candidates opposite is the sum over all others.
     """
     canvas = vlm.grid.canvas
     pictures = [item.scene.image(canvas) for item in items]
@@ -36,7 +36,7 @@ def behaviour(vlm: VLM, items: Sequence[Item], progress: bool = True) -> pd.Data
             "item": number,
             "answer": item.answer,
             "top": rows["top"].iloc[0],
-            "correct": bool(rows["first"].iloc[0]),
+            "correct": bool(rows["is_top"].iloc[0]),
             "target": rows["probability"].iloc[0],
             "opposite": rows["probability"].iloc[1:-1].sum(),
             "reference": rows["probability"].iloc[-1],
@@ -46,25 +46,24 @@ def behaviour(vlm: VLM, items: Sequence[Item], progress: bool = True) -> pd.Data
 
 
 def side_behaviour(vlm: VLM, items: Sequence[SideItem], form: str = "", progress: bool = True) -> pd.DataFrame:
-    """One row per item: setting, direction (the true relation), split, item, first, second, correct.
+    """One row per item: setting, direction (the true relation), split, item, correct_order1, correct_order2, correct.
 
-    form: see questions.side_question; by default the one the paper asks this family in.
-
-    first, second: right with the options in the usual order and reversed; correct: in both (*strict*, chance 1/4).
+    correct_order1: correct with the options in the usual order; correct_order2: with the options reversed; correct: in
+    both orders (*strict*, chance 1/4). form: see `questions.side_question`, by default the paper's for this family.
     """
     pictures = [item.scene.image(vlm.grid.canvas) for item in items for _ in range(2)]
     texts = [text for item in items for text in item.questions(form or vlm.family.side_form)]
     answers = vlm.answer(pictures, texts, [item.candidates for item in items for _ in range(2)], progress=progress)
-    right = answers.groupby("item")["first"].first().to_numpy().reshape(-1, 2)
+    correct = answers.groupby("item")["is_top"].first().to_numpy().reshape(-1, 2)
     return pd.DataFrame(
         {
             "setting": item.setting,
             "direction": item.relation,
             "split": "test",
             "item": number,
-            "first": bool(right[number, 0]),
-            "second": bool(right[number, 1]),
-            "correct": bool(right[number].all()),
+            "correct_order1": bool(correct[number, 0]),
+            "correct_order2": bool(correct[number, 1]),
+            "correct": bool(correct[number].all()),
         }
         for number, item in enumerate(items)
     )
@@ -73,7 +72,7 @@ def side_behaviour(vlm: VLM, items: Sequence[SideItem], form: str = "", progress
 def accuracy(
     table: pd.DataFrame, by: Sequence[str] = ("setting", "direction", "split"), column: str = "correct"
 ) -> pd.DataFrame:
-    """Share of right items in each cell of `by`, with Wilson's 95 % interval: by, n, accuracy, low, high."""
+    """Share of correct items in each cell of `by`, with Wilson's 95 % interval: by, n, accuracy, low, high."""
     rows = []
     for key, cell in table.groupby(list(by), sort=False):
         share = statistics.proportion(int(cell[column].sum()), len(cell))

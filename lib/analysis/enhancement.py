@@ -1,11 +1,12 @@
-"""Enhancement (PROTOCOL.md 7 and 8): turn up the order directions in all image tokens, and count what that repairs and
-what it breaks (floor 3: no files, no plots).
+"""Enhancement: amplify the order directions in all image tokens, count what that repairs and what it breaks.
 
-`ask` makes items ready, `order_directions` learns directions from items the model answers right, a `Change` says what
-is added to image tokens at alpha = 1, `sweep` adds alpha times that and gives one row per item, condition and alpha,
-`score` counts, `in_sample`, `cross_fitted` and `per_item` choose alpha. `enhance` is the same for plain transformers.
+PROTOCOL.md 7 and 8.1 to 8.3; floor 3: no files, no plots. `item_run` prepares items, `order_directions` learns
+directions from items that the model answers correctly, a `Change` is what is added to image tokens at alpha = 1,
+`sweep` adds alpha times that and gives one row per item, condition and alpha; `score` counts, and `in_sample`,
+`cross_fitted` and `per_item` choose alpha. `enhance` does the same to a model's own `generate`.
 
-Both ways to count: the paper assumes that what was right stays right (`paper_accuracy`); `strict_accuracy` looks.
+There are two ways to count: the paper's assumes that correct answers stay correct (`paper_accuracy`);
+`strict_accuracy` counts the broken ones.
 """
 
 from __future__ import annotations
@@ -32,119 +33,124 @@ from lib.stimuli.scenes import Scene
 from lib.stimuli.token_sets import box_tokens, object_tokens, strip_tokens
 
 Directions = dict[str, Float[Tensor, "direction hidden"]]  # for each axis
-FIRST = ("left", "above")  # the relations of what comes first along its axis
+FIRST = ("left", "above")  # the relations of the object that comes first along its axis
 
 
-# --- items made ready ---------------------------------------------------------------------------------------
+# --- items as runs ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Asked:
+class ItemRun:
     """Items as a run of one model: every picture encoded once, side items asked in both option orders.
 
-    owner: the item of each row of the run. scene: a number for each item's picture, the unit of folds and intervals.
+    item_of: the item of each row of the run. scene: the number of each item's picture, the unit of folds and
+    intervals.
     """
 
     vlm: VLM
     items: tuple[Item | SideItem, ...]
     run: Run
-    owner: np.ndarray
+    item_of: np.ndarray
     scene: np.ndarray
 
     @property
     def axis(self) -> np.ndarray:
-        """The queried axis of each item."""
+        """The axis that each item asks about."""
         return np.array([item.orientation for item in self.items])
 
     @cached_property
     def ids(self) -> Tensor:
         """Candidates [row, role, spelling]; role 0 is the answer."""
-        return self.vlm.candidates([self.items[k].candidates for k in self.owner])
+        return self.vlm.candidates([self.items[k].candidates for k in self.item_of])
 
     @cached_property
     def picture(self) -> np.ndarray:
         """The row of each item's picture in run.images."""
-        return self.run.index[np.searchsorted(self.owner, np.arange(len(self.items)))]
+        return self.run.index[np.searchsorted(self.item_of, np.arange(len(self.items)))]
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def rows(self, mask) -> Asked:
-        """Chosen items (a mask or numbers); a UserError when none is left."""
+    def rows(self, mask) -> ItemRun:
+        """The run of some items (a mask, or their numbers); a UserError when none is chosen."""
         chosen = np.flatnonzero(mask) if np.asarray(mask).dtype == bool else np.asarray(mask)
         if not len(chosen):
             raise UserError(f"{self.vlm.name}: no item is left.")
-        rows = np.concatenate([np.flatnonzero(self.owner == k) for k in chosen])
-        owner = np.repeat(np.arange(len(chosen)), [int((self.owner == k).sum()) for k in chosen])
+        rows = np.concatenate([np.flatnonzero(self.item_of == k) for k in chosen])
+        item_of = np.repeat(np.arange(len(chosen)), [int((self.item_of == k).sum()) for k in chosen])
         items = tuple(self.items[k] for k in chosen)
-        return Asked(self.vlm, items, self.run.rows(rows), owner, self.scene[chosen])
+        return ItemRun(self.vlm, items, self.run.rows(rows), item_of, self.scene[chosen])
 
 
-def ask(vlm: VLM, items: Sequence[Item | SideItem], form: str = "", progress: bool = False) -> Asked:
+def item_run(vlm: VLM, items: Sequence[Item | SideItem], form: str = "", progress: bool = False) -> ItemRun:
     """Encode the distinct pictures of items and tokenise their questions.
 
-    form: see questions.side_question; by default the one the paper asks this family in.
+    form: see `questions.side_question`, by default the paper's for this family.
     """
     form = form or vlm.family.side_form
     texts = [item.questions(form) if isinstance(item, SideItem) else (item.question,) for item in items]
-    drawn = {item.scene: None for item in items}
-    drawn = {scene: scene.image(vlm.grid.canvas) for scene in drawn}
-    images, same = vlm.distinct(list(drawn.values()), progress)
-    place = dict(zip(drawn, same, strict=True))
-    scene = np.array([place[item.scene] for item in items])
-    owner = np.repeat(np.arange(len(items)), [len(each) for each in texts])
-    run = Run.of(vlm, [text for each in texts for text in each], images, scene[owner])
-    return Asked(vlm, tuple(items), run, owner, scene)
+    drawn = {scene: scene.image(vlm.grid.canvas) for scene in dict.fromkeys(item.scene for item in items)}
+    images, index = vlm.distinct(list(drawn.values()), progress)
+    row_of = dict(zip(drawn, index, strict=True))
+    scene = np.array([row_of[item.scene] for item in items])
+    item_of = np.repeat(np.arange(len(items)), [len(each) for each in texts])
+    run = Run.of(vlm, [text for each in texts for text in each], images, scene[item_of])
+    return ItemRun(vlm, tuple(items), run, item_of, scene)
 
 
 def one_axis_each(items: Sequence[SideItem], most: int = 4) -> list[SideItem]:
-    """At most `most` items of every picture, along one axis, axes taking turns: its amplified picture serves all."""
+    """At most `most` items of every picture, all about one axis, so that one amplified picture serves them all.
+
+    The axis alternates from picture to picture.
+    """
     out: dict[str, list[SideItem]] = {item.key: [] for item in items}
-    turn = {key: ORIENTATIONS[k % 2] for k, key in enumerate(out)}
+    axis_of = {key: ORIENTATIONS[k % 2] for k, key in enumerate(out)}
     for item in items:
-        if item.orientation == turn[item.key] and len(out[item.key]) < most:
+        if item.orientation == axis_of[item.key] and len(out[item.key]) < most:
             out[item.key].append(item)
-    return [item for own in out.values() for item in own]
+    return [item for chosen in out.values() for item in chosen]
 
 
-def halves(items: Sequence[Item | SideItem], seed: int = 0) -> tuple[list, list]:
-    """The items dealt into two lists at random, no picture in both: to score, and to learn directions from."""
+def split_halves(items: Sequence[Item | SideItem], seed: int = 0) -> tuple[list, list]:
+    """The items in two random lists without a common picture: one to score, one to learn directions from."""
     pictures = list(dict.fromkeys(item.scene for item in items))
-    dealt = np.random.default_rng(seed).permutation(len(pictures)) % 2
-    half = dict(zip(pictures, dealt.tolist(), strict=True))
+    halves = np.random.default_rng(seed).permutation(len(pictures)) % 2
+    half = dict(zip(pictures, halves.tolist(), strict=True))
     return tuple([item for item in items if half[item.scene] == k] for k in (0, 1))
 
 
 # --- directions ---------------------------------------------------------------------------------------------
 
 
-def ends(item: Item | SideItem, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
+def end_tokens(item: Item | SideItem, grid: Grid) -> tuple[np.ndarray, np.ndarray]:
     """Image tokens of the first and of the last object along the item's axis.
 
-    Side items: from their boxes. Lines of three: the outer entities. What'sUp composites, which have no boxes: the
-    outer strips.
+    Of side items from their boxes; of lines of three those of the outer entities; of What'sUp composites, which have
+    no boxes, the outer strips.
     """
     if isinstance(item, SideItem):
         sets = [box_tokens(box, grid, item.size) for box in (item.subject_box, item.reference_box)]
         return tuple(sets if item.relation in FIRST else sets[::-1])
     if isinstance(item.scene, Scene):
-        return tuple(object_tokens(grid, item.orientation, slot, item.shift) for slot in (0, 2))
-    return tuple(strip_tokens(grid, item.orientation, slot) for slot in (0, 2))
+        return tuple(object_tokens(grid, item.orientation, place, item.shift) for place in (0, 2))
+    return tuple(strip_tokens(grid, item.orientation, place) for place in (0, 2))
 
 
-def object_means(asked: Asked, tokens: ImageTokens | None = None) -> Float[Tensor, "item end hidden"]:
-    """Mean embedding of the first and the last object of every item, float32 on the CPU, where probes are trained;
-    tokens: those at another slot (`tokens_at`)."""
+def object_means(asked: ItemRun, tokens: ImageTokens | None = None) -> Float[Tensor, "item end hidden"]:
+    """Mean embedding of the first and of the last object of every item, float32 on the CPU.
+
+    tokens: image tokens at another slot (`tokens_at`); by default those of slot 0.
+    """
     tokens = asked.run.images if tokens is None else tokens
     both = [
-        torch.stack([tokens[picture, torch.as_tensor(end)].mean(0) for end in ends(item, asked.vlm.grid)])
+        torch.stack([tokens[picture, torch.as_tensor(end)].mean(0) for end in end_tokens(item, asked.vlm.grid)])
         for item, picture in zip(asked.items, asked.picture, strict=True)
     ]
     return torch.stack(both).float().cpu()
 
 
 def order_directions(
-    asked: Asked,
+    asked: ItemRun,
     seed: int = 0,
     recipe: str = "adamw",
     shuffled: bool = False,
@@ -152,7 +158,7 @@ def order_directions(
 ) -> Directions:
     """Per axis, the two columns of a probe for "first or last along the axis" on object means (PROTOCOL.md 7).
 
-    shuffled: labels dealt anew among the objects, a control. An axis without items has no directions.
+    shuffled: with shuffled labels, a control. An axis without items has no directions.
     """
     means, axis, out = object_means(asked, tokens), asked.axis, {}
     for name in ORIENTATIONS:
@@ -165,7 +171,7 @@ def order_directions(
 
 
 def random_directions(like: Directions, seed: int = 0) -> Directions:
-    """Directions drawn from the sphere, as many as `like` has and each as long."""
+    """Random directions, uniform on the sphere, as many as `like` has and each as long."""
     generator = torch.Generator().manual_seed(seed)
     out = {}
     for name, w in like.items():
@@ -175,13 +181,13 @@ def random_directions(like: Directions, seed: int = 0) -> Directions:
 
 
 def both_axes(directions: Directions) -> Directions:
-    """All directions, whatever axis is asked about."""
+    """For either axis the directions of both."""
     every = torch.cat(list(directions.values()))
     return {name: every for name in ORIENTATIONS}
 
 
 def other_axis(directions: Directions) -> Directions:
-    """The directions of the axis that is not asked about."""
+    """For each axis the directions of the other one."""
     return {name: directions[other] for name, other in permutations(ORIENTATIONS) if other in directions}
 
 
@@ -190,12 +196,12 @@ def other_axis(directions: Directions) -> Directions:
 
 @dataclass(frozen=True)
 class Change:
-    """What is added to image tokens at alpha = 1; called by sweeps with tokens [picture, token, d] and a row for each.
+    """What is added to image tokens at alpha = 1; sweeps call it with tokens [picture, token, d] and the row of each.
 
-    axis: whose directions each row takes. mode: "project" and "add" as in interventions.along; "centred" projects the
-    token's difference to the mean token of its picture; "complement" adds everything orthogonal to the directions.
-    size: a factor per axis. where: only these tokens, a mask [row, token]. order: token k gets the change
-    made for token order[k].
+    axis: the axis whose directions each row takes. mode: "project" and "add" as in `along`; "centred" projects the
+    difference between a token and the mean token of its picture; "complement" adds everything orthogonal to the
+    directions. size: a factor per axis. where: a mask [row, token] of the tokens that change. order: token k gets the
+    change that was computed for token order[k].
     """
 
     directions: Directions
@@ -206,7 +212,7 @@ class Change:
     order: np.ndarray | None = None
 
     def key(self, row: int) -> bytes:
-        """Rows about one picture with one key share one amplified picture."""
+        """Rows about one picture that have the same key share one amplified picture."""
         return self.axis[row].encode() + (b"" if self.where is None else self.where[row].tobytes())
 
     def __call__(self, tokens: ImageTokens, rows: np.ndarray) -> ImageTokens:
@@ -214,8 +220,8 @@ class Change:
         for name in np.unique(self.axis[rows]):
             if name not in self.directions:
                 raise UserError(f"There are no directions for the {name} axis: learn them from items about it.")
-            mine = torch.as_tensor(self.axis[rows] == name)
-            out[mine] = self._along(tokens[mine], self.directions[name]) * (self.size or {}).get(name, 1.0)
+            on_axis = torch.as_tensor(self.axis[rows] == name)
+            out[on_axis] = self._along(tokens[on_axis], self.directions[name]) * (self.size or {}).get(name, 1.0)
         if self.order is not None:
             out = out[:, torch.as_tensor(self.order)]
         if self.where is not None:
@@ -231,39 +237,39 @@ class Change:
         return tokens - tokens @ basis @ basis.T
 
 
-def change(asked: Asked, directions: Directions, **options) -> Change:
-    """The change of items along the axis each asks about; options: fields of `Change`."""
-    return Change(directions, asked.axis[asked.owner], **options)
+def change(asked: ItemRun, directions: Directions, **options) -> Change:
+    """The change of every item along the axis it asks about; options: fields of `Change`."""
+    return Change(directions, asked.axis[asked.item_of], **options)
 
 
-def sizes(made: Change, images: ImageTokens) -> dict[str, float]:
-    """Mean length, over tokens and pictures, of what a change adds at alpha = 1 along each axis."""
+def mean_sizes(added: Change, images: ImageTokens) -> dict[str, float]:
+    """Per axis the mean length, over tokens and pictures, of what a change adds at alpha = 1."""
     out = {}
-    for name in made.directions:
-        plain = replace(made, axis=np.array([name] * len(images)), where=None)
-        out[name] = float(plain(images, np.arange(len(images))).norm(dim=-1).mean())
+    for name in added.directions:
+        everywhere = replace(added, axis=np.array([name] * len(images)), where=None)
+        out[name] = float(everywhere(images, np.arange(len(images))).norm(dim=-1).mean())
     return out
 
 
-def matched(made: Change, to: Change, images: ImageTokens) -> Change:
-    """The change made, on average over the tokens of some pictures, as large as another (PROTOCOL.md 8.3)."""
-    own, wanted = sizes(replace(made, size=None), images), sizes(to, images)
-    return replace(made, size={name: wanted[name] / own[name] for name in own})
+def matched_in_size(added: Change, to: Change, images: ImageTokens) -> Change:
+    """The change scaled to be as large as another, on average over the tokens of some pictures (PROTOCOL.md 8.3)."""
+    unscaled, wanted = mean_sizes(replace(added, size=None), images), mean_sizes(to, images)
+    return replace(added, size={name: wanted[name] / unscaled[name] for name in unscaled})
 
 
-def object_mask(asked: Asked) -> np.ndarray:
-    """Tokens of the two objects of each row's item, a mask [row, token]."""
+def object_mask(asked: ItemRun) -> np.ndarray:
+    """A mask [row, token] of the tokens of the two objects of each row's item."""
     mask = np.zeros((len(asked), asked.vlm.grid.side**2), dtype=bool)
     for k, item in enumerate(asked.items):
-        mask[k, np.concatenate(ends(item, asked.vlm.grid))] = True
-    return mask[asked.owner]
+        mask[k, np.concatenate(end_tokens(item, asked.vlm.grid))] = True
+    return mask[asked.item_of]
 
 
 # --- sweeps and counts --------------------------------------------------------------------------------------
 
 
 def sweep(
-    asked: Asked,
+    asked: ItemRun,
     changes: dict[str, Change | Callable],
     alphas: Sequence[float],
     slot: int = 0,
@@ -272,16 +278,16 @@ def sweep(
 ) -> pd.DataFrame:
     """One row per item, condition and alpha: item, scene, axis, condition, alpha, before, after, p_before, p_after.
 
-    before, after: right in every option order (the most probable token of the whole vocabulary). p_before, p_after:
+    before, after: correct in every option order (the most probable token of the whole vocabulary). p_before, p_after:
     mean probability of the answer. Without changes: the rows of condition "none". options: done and save, as in
-    interventions.amplification_sweep.
+    `amplification_sweep`.
     """
     roles = ["answer", *(f"other {k}" for k in range(1, asked.ids.shape[1]))]
     run = (asked.vlm, asked.run, changes, alphas, asked.ids, roles)
     table = amplification_sweep(*run, slot=slot, progress=progress, **options)
-    table = table[table["role"] == "answer"].assign(item=lambda t: asked.owner[t["pair"]])
+    table = table[table["role"] == "answer"].assign(item=lambda t: asked.item_of[t["pair"]])
     found = table.groupby(["edit", "alpha", "item"], sort=False).agg(
-        after=("first", "all"), p_after=("probability", "mean")
+        after=("is_top", "all"), p_after=("probability", "mean")
     )
     found = found.reset_index().rename(columns={"edit": "condition"})
     none = found[found["condition"] == "none"].set_index("item")
@@ -295,25 +301,27 @@ def sweep(
     ).reset_index(drop=True)
 
 
-def right(asked: Asked) -> np.ndarray:
-    """Which items are answered right in every option order."""
+def correct(asked: ItemRun) -> np.ndarray:
+    """Which items are answered correctly in every option order, a mask [item]."""
     return sweep(asked, {}, []).sort_values("item")["after"].to_numpy()
 
 
-def answered(asked: Asked, least: int = 20) -> Asked:
-    """The items answered right in every option order, from which directions are learned; all items when along some
-    axis fewer than `least` are right: a model that cannot answer leaves nothing to choose from."""
-    good = right(asked)
-    enough = all(good[asked.axis == name].sum() >= least for name in np.unique(asked.axis))
-    return asked.rows(good) if enough else asked
+def correct_items(asked: ItemRun, least: int = 20) -> ItemRun:
+    """The items answered correctly in every option order, from which directions are learned.
+
+    All items if along some axis fewer than `least` are correct: too few to learn from.
+    """
+    mask = correct(asked)
+    enough = all(mask[asked.axis == name].sum() >= least for name in np.unique(asked.axis))
+    return asked.rows(mask) if enough else asked
 
 
 def score(results: pd.DataFrame, by: Sequence[str] = ("condition", "alpha"), seed: int = 0) -> pd.DataFrame:
-    """What was repaired and what broken in each cell of `by`, intervals over whole scenes.
+    """What an enhancement repairs and breaks in each cell of `by`, with intervals over whole scenes.
 
-    n items; repaired: share of the failures that are right afterwards; broken: share of the right ones that are wrong
-    afterwards; strict_accuracy with low, high; net: its difference to that without enhancement; paper_accuracy: were
-    nothing broken. repaired, broken and net have their intervals in <name>_low, <name>_high.
+    Columns n (items); repaired: share of the failures that are correct afterwards; broken: share of the correct ones
+    that are wrong afterwards; strict_accuracy with low and high; net: its difference from strict accuracy without
+    enhancement; paper_accuracy: the accuracy if nothing broke. Intervals of the others: <name>_low, <name>_high.
     """
     by, failed = list(by), ~results["before"]
     wide = results.assign(
@@ -327,24 +335,24 @@ def score(results: pd.DataFrame, by: Sequence[str] = ("condition", "alpha"), see
     subsets = {"strict_accuracy": slice(None), "net": slice(None), "paper_accuracy": slice(None),
                "repaired": failed, "broken": ~failed}  # fmt: skip
     for name, rows in subsets.items():
-        own = wide[rows]
-        if not len(own):  # nothing to repair, or nothing to break
+        members = wide[rows]
+        if not len(members):  # nothing to repair, or nothing to break
             out[[name, f"{name}_low", f"{name}_high"]] = np.nan
             continue
-        found = statistics.summarise(own, by, name, unit="scene", seed=seed).drop(columns="n")
+        found = statistics.summarise(members, by, name, unit="scene", seed=seed).drop(columns="n")
         found = found.rename(columns={"low": f"{name}_low", "high": f"{name}_high"})
         out = out.merge(found, on=by, how="left")
     return out.rename(columns={"strict_accuracy_low": "low", "strict_accuracy_high": "high"})
 
 
-def untouched(results: pd.DataFrame) -> pd.DataFrame:
+def unenhanced(results: pd.DataFrame) -> pd.DataFrame:
     """The same items without enhancement, as rows of condition "none" at alpha 0."""
     once = results.drop_duplicates("item")
     return once.assign(condition="none", alpha=0.0, after=once["before"], p_after=once["p_before"])
 
 
-def tall(scores: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
-    """Some columns of `score` one below the other: condition, alpha where there is one, measure, value, low, high."""
+def long_form(scores: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
+    """Columns of `score` in long form: condition, alpha where there is one, measure, value, low, high."""
     keys = [key for key in ("condition", "alpha") if key in scores]
     parts = []
     for name in names:
@@ -356,20 +364,20 @@ def tall(scores: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
 
 # --- choosing alpha -----------------------------------------------------------------------------------------
 
-AIMS = {  # what alpha is chosen for
-    "repaired": lambda cell: cell["after"][~cell["before"]].mean(),  # the paper: breakage does not count
+AIMS = {  # what the chosen alpha maximises
+    "repaired": lambda cell: cell["after"][~cell["before"]].mean(),  # as in the paper, breakage not counted
     "net": lambda cell: cell["after"].mean(),
 }
 
 
 def best_alpha(results: pd.DataFrame, aim: str = "net") -> float:
-    """The alpha of one condition that does best by an aim; of equals the smallest."""
+    """The alpha of one condition that is best by an aim; among equals the smallest."""
     values = {alpha: AIMS[aim](cell) for alpha, cell in results.groupby("alpha")}
     return max(sorted(values, key=abs), key=lambda alpha: np.nan_to_num(values[alpha], nan=-1.0))
 
 
 def in_sample(results: pd.DataFrame, aim: str = "net") -> pd.DataFrame:
-    """Rows of each condition at the alpha that does best on these very items, as in the paper."""
+    """Rows of each condition at the alpha that is best on these same items, as in the paper."""
     chosen = results.groupby("condition", sort=False)
     return pd.concat(cell[cell["alpha"] == best_alpha(cell, aim)] for _, cell in chosen)
 
@@ -377,8 +385,8 @@ def in_sample(results: pd.DataFrame, aim: str = "net") -> pd.DataFrame:
 def cross_fitted(results: pd.DataFrame, aim: str = "net", folds: int = 2, seed: int = 0) -> pd.DataFrame:
     """Rows of each condition at the alpha chosen on the other folds; folds are of whole scenes."""
     scenes = np.unique(results["scene"])
-    dealt = np.random.default_rng(seed).permutation(len(scenes)) % folds
-    fold = dealt[np.searchsorted(scenes, results["scene"])]
+    folds_of_scenes = np.random.default_rng(seed).permutation(len(scenes)) % folds
+    fold = folds_of_scenes[np.searchsorted(scenes, results["scene"])]
     parts = []
     for _, cell in results.assign(fold=fold).groupby("condition", sort=False):
         for k in range(folds):
@@ -388,20 +396,20 @@ def cross_fitted(results: pd.DataFrame, aim: str = "net", folds: int = 2, seed: 
 
 
 def per_item(results: pd.DataFrame) -> pd.DataFrame:
-    """An upper bound that nobody can reach: every item at the best alpha for itself, known from its answer."""
+    """Every item at its own best alpha, chosen by its answer: an upper bound that cannot be reached in practice."""
     best = results.sort_values(["after", "p_after"], ascending=False, kind="stable")
     return best.drop_duplicates(["condition", "item"]).sort_values(["condition", "item"])
 
 
-# --- for your own generate call -----------------------------------------------------------------------------
+# --- enhancement of a model's own generate call ---------------------------------------------------------------
 
 
 @contextmanager
 def enhance(vlm: VLM, directions: Float[Tensor, "direction hidden"], alpha: float) -> Iterator[None]:
     """Amplify directions in all image tokens of everything `vlm.model` does inside the block, `generate` included.
 
-    The change is made to the projector's output, which is slot 0 at the image tokens of every family. Nothing is left
-    behind afterwards, whatever happens inside. alpha = 0 changes nothing, bit for bit.
+    The change is made to the projector's output, which is slot 0 at the image tokens of every family. The hook is
+    removed on leaving the block, also after an exception. With alpha = 0 outputs are bitwise unchanged.
     """
     width = vlm.language.config.hidden_size
     if directions.ndim != 2 or directions.shape[1] != width:

@@ -1,4 +1,4 @@
-"""Identities that must hold before any result: no-op and full patches (PROTOCOL.md 8.7; floor 3)."""
+"""Identities that must hold before any result is shown: no-op patches and full patches (PROTOCOL.md 8.7; floor 3)."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def largest_difference(table: pd.DataFrame, run: str, slots: Iterable[int]) -> f
     return float((patched - base.reindex(patched.index)).abs().max())
 
 
-def hold(differences: dict[str, float], tolerance: float = 1e-4) -> pd.DataFrame:
-    """The table of identities; a UserError naming the first one that does not hold."""
+def check(differences: dict[str, float], tolerance: float = 1e-4) -> pd.DataFrame:
+    """The differences as a table; a UserError that names the first one above the tolerance (or NaN)."""
     for name, difference in differences.items():
         if not difference <= tolerance:
             raise UserError(

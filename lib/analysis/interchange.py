@@ -1,4 +1,4 @@
-"""Regions of image tokens interchanged between two runs, or within one (PROTOCOL.md 4; floor 3)."""
+"""Interchange of regions of image tokens, between two runs or within one (PROTOCOL.md 4; floor 3)."""
 
 from __future__ import annotations
 
@@ -7,38 +7,33 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from lib.analysis.studies import Study, centred, pictures
-from lib.patching.interventions import (
-    Interchange,
-    encoder_sweep,
-    swap,
-    token_sweep,
-)
+from lib.analysis.studies import Study, pictures, require_centred
+from lib.patching.interventions import Interchange, encoder_sweep, swap, token_sweep
 from lib.stimuli import token_sets
 from lib.stimuli.grids import Grid
-from lib.stimuli.token_sets import exchange
+from lib.stimuli.token_sets import interchange_regions
 
 
 def regions(
     study: Study, names: Sequence[str], own: bool = False, width: int | None = None, seed: int = 0
 ) -> dict[str, Interchange]:
-    """The exchange of the two outer regions of each name (`tokens.exchange`), along each pair's own axis.
+    """For each name the interchange of the two outer regions (`token_sets.interchange_regions`) along each pair's axis.
 
-    own=False: each region takes the *other* region's vectors of the counterfactual, its mirror: the entity stays, its
-    order code moves. own=True: the regions change places within the clean run: entities move, each with its code.
-    Random regions are drawn anew for every pair. Lines must stand in the middle (`centred`).
+    own=False: each region takes the *other* region's vectors from the counterfactual, its mirror image: the entity
+    stays, its order code moves. own=True: the regions change places within the clean run: each entity moves together
+    with its code. Random regions are drawn afresh for every pair. The lines must be centred.
     """
-    centred(study.pairs)
+    require_centred(study.pairs)
     rng = np.random.default_rng(seed)
     out = {}
     for name in names:
-        sets = [exchange(study.vlm.grid, pair.orientation, name, width, rng) for pair in study.pairs]
+        sets = [interchange_regions(study.vlm.grid, pair.orientation, name, width, rng) for pair in study.pairs]
         first, last = (np.stack(side) for side in zip(*sets, strict=True))
         out[name] = swap(first, last, own)
     return out
 
 
-def exchanged(
+def interchange_sweep(
     study: Study,
     code: Sequence[str] = (),
     entity: Sequence[str] = (),
@@ -47,7 +42,7 @@ def exchanged(
     seed: int = 0,
     progress: bool = False,
 ) -> pd.DataFrame:
-    """Regions exchanged at language-model slots: the rows of `token_sweep` with columns region and moves.
+    """Regions interchanged at slots of the language model: the rows of `token_sweep` with columns region and moves.
 
     code: regions whose order code moves; entity: regions whose entity moves (see `regions`).
     """
@@ -62,17 +57,17 @@ def exchanged(
     return table.assign(region=region, moves=moves)
 
 
-def exchanged_in_encoder(
+def encoder_interchange_sweep(
     study: Study, code: Sequence[str], slots=None, seed: int = 0, progress: bool = False
 ) -> pd.DataFrame:
-    """The same exchange on the patches inside the image encoder, at encoder slots (random regions: one per axis)."""
-    centred(study.pairs)
+    """The same interchange on patches inside the image encoder, at encoder slots (one random region per axis)."""
+    require_centred(study.pairs)
     images, orientations = pictures(study), study.labels["orientation"].to_numpy()
     parts = []
     for orientation in dict.fromkeys(orientations):
         rows = np.flatnonzero(orientations == orientation)
         part, rng = study.rows(rows), np.random.default_rng(seed)
-        edits = {name: swap(*exchange(study.vlm.grid, orientation, name, rng=rng)) for name in code}
+        edits = {name: swap(*interchange_regions(study.vlm.grid, orientation, name, rng=rng)) for name in code}
         table = encoder_sweep(
             study.vlm, images, part.clean, part.other, edits, part.ids, part.roles, part.labels, slots, progress
         )
@@ -82,10 +77,10 @@ def exchanged_in_encoder(
 
 
 def same_content(study: Study, edit: Interchange) -> float:
-    """Share of exchanged tokens whose patch of the picture looks the same before and after (1: only the code moves).
+    """Share of interchanged tokens whose patch of the picture looks the same before and after.
 
-    On white scenes an exchange with the mirrored counterfactual must give 1; one that forgets to mirror, or to cross
-    the regions, does not.
+    On white scenes an interchange with the mirrored counterfactual must give 1: only the code moves. An edit that does
+    not mirror, or does not cross the regions, gives less.
     """
     grid, images = study.vlm.grid, pictures(study)
     blocks = (grid.side, grid.pixels, grid.side, grid.pixels, -1)
@@ -102,21 +97,23 @@ def same_content(study: Study, edit: Interchange) -> float:
 # --- some tokens of a region ----------------------------------------------------------------------------------
 
 
-def some_tokens(study: Study, count: int, objects: bool = True, scattered: bool = False, seed: int = 0) -> Interchange:
-    """Exchange of the outer objects and `count` random background tokens of their strips, drawn for each pair.
+def partial_strips(
+    study: Study, count: int, objects: bool = True, scattered: bool = False, seed: int = 0
+) -> Interchange:
+    """Interchange of the outer objects and of `count` background tokens of their strips, drawn for each pair.
 
-    With objects, count 0 is the exchange of objects and the largest count (`rest_size`) that of whole strips; without
-    them, 0 changes nothing and the largest count is the exchange of background strips. scattered, a control: the
-    background tokens of both sides are drawn from the whole canvas instead, so that they change places but not from
-    one strip to the other.
+    With objects, count 0 is the interchange of objects, and the largest count (`strip_background_size`) that of whole
+    strips. Without them, 0 changes nothing and the largest count is the interchange of background strips. scattered is
+    a control: the background tokens of both sides are drawn from the whole canvas, so that they change places but do
+    not go from one strip to the other.
     """
-    centred(study.pairs)
+    require_centred(study.pairs)
     rng, grid = np.random.default_rng(seed), study.vlm.grid
     first, last = [], []
     for pair in study.pairs:
-        inner = token_sets.exchange(grid, pair.orientation, "object")
+        inner = interchange_regions(grid, pair.orientation, "object")
         region = "random" if scattered else "background_strip"
-        outer = token_sets.exchange(grid, pair.orientation, region, rng=rng)
+        outer = interchange_regions(grid, pair.orientation, region, rng=rng)
         chosen = rng.permutation(len(outer[0]))[:count]
         kept = [np.concatenate([i, o[chosen]]) if objects else o[chosen] for i, o in zip(inner, outer, strict=True)]
         first.append(kept[0])
@@ -125,13 +122,16 @@ def some_tokens(study: Study, count: int, objects: bool = True, scattered: bool 
 
 
 def in_place(study: Study, part: str) -> Interchange:
-    """Tokens of a part (see PARTS) become the counterfactual's at the same place: nothing moves, one picture's tokens
-    stand among the other's. "none" is the clean run, "both" the counterfactual's."""
-    centred(study.pairs)
+    """Tokens of a part (`token_sets.PARTS`) become those of the counterfactual at the same place.
+
+    Nothing moves: tokens of one picture stand among those of the other. "none" is the clean run, "both" the
+    counterfactual run.
+    """
+    require_centred(study.pairs)
     sets = np.stack([token_sets.part_tokens(study.vlm.grid, pair.orientation, part) for pair in study.pairs])
     return Interchange(sets, sets)
 
 
-def rest_size(grid: Grid) -> int:
-    """How many background tokens an outer strip has: the largest `count` of `some_tokens`."""
+def strip_background_size(grid: Grid) -> int:
+    """How many background tokens an outer strip has: the largest `count` of `partial_strips`."""
     return len(token_sets.background_strip(grid, "horizontal", 0))

@@ -6,17 +6,18 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Int
 
-from lib.analysis.studies import Study, centred
-from lib.patching.interventions import (
-    BASELINE,
-)
+from lib.analysis.studies import Study, require_centred
+from lib.patching.interventions import BASELINE
 from lib.stimuli.token_sets import background, object_tokens, random_background
 
 
 def reading_sets(study: Study, seed: int = 0) -> dict[str, Int[np.ndarray, "pair token"]]:
-    """Image tokens that the last token may read: those of target, opposite and middle object, the background, all, and,
-    as a control, as many random background tokens as an object has."""
-    centred(study.pairs)
+    """Sets of image tokens from which the last token may be cut off, one row per pair.
+
+    target, opposite, middle: the tokens of that object; background; all; and as a control random: as many random
+    background tokens as an object has. The lines must be centred.
+    """
+    require_centred(study.pairs)
     grid, out = study.vlm.grid, []
     rng = np.random.default_rng(seed)
     for pair in study.pairs:
@@ -28,15 +29,16 @@ def reading_sets(study: Study, seed: int = 0) -> dict[str, Int[np.ndarray, "pair
     return {name: np.stack(column) for name, column in zip(names, zip(*out, strict=True), strict=True)}
 
 
-def spans(layers: int) -> list[range]:
-    """Ranges of layers to cut: each alone, and from each one to the end."""
+def layer_ranges(layers: int) -> list[range]:
+    """Ranges of layers in which to cut: each layer alone, and from each layer to the last."""
     return [range(k, k + 1) for k in range(layers)] + [range(k, layers) for k in range(layers - 1)]
 
 
-def knocked_out(table: pd.DataFrame, layers: int, role: str = "clean") -> pd.DataFrame:
-    """A knock-out sweep as change of a probability per pair: pair, edit, slot, span (alone, onward), change.
+def probability_changes(table: pd.DataFrame, layers: int, role: str = "clean") -> pd.DataFrame:
+    """What each cut of a knock-out sweep changes in the probability of a role, per pair.
 
-    The last layer alone belongs to both spans.
+    Columns of the sweep, and span (alone: one layer; onward: from that layer to the last) and change. The cut of the
+    last layer belongs to both spans.
     """
     table = table[table["role"] == role]
     base = table[table["slot"] == BASELINE].set_index("pair")["probability"]

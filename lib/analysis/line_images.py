@@ -1,5 +1,4 @@
-"""Pictures of lines of three as image tokens: what probes are trained on and what they read (floor 3: no files, no
-plots)."""
+"""Pictures of lines of three, encoded as image tokens: the data of the probes (floor 3: no files, no plots)."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
-from lib.analysis.probes import Objects
+from lib.analysis.probes import ObjectTokens
 from lib.engine.vlm import VLM, ImageTokens
 from lib.stimuli import token_sets
 from lib.stimuli.grids import Grid
@@ -21,10 +20,10 @@ Triple = tuple[Entity | None, ...]
 
 
 @dataclass(frozen=True)
-class Lines:
-    """Pictures of lines of three entities of a setting: row k of images shows triples[k], None leaves a place empty.
+class LineImages:
+    """Pictures of lines of three entities of a setting: images[k] shows triples[k], where None leaves a place empty.
 
-    The grid's gap and the shift (rows, columns) say where the lines stand.
+    The gap of the grid and the shift (rows, columns, in tokens) give the position of the lines on the canvas.
     """
 
     setting: str
@@ -44,7 +43,7 @@ class Lines:
         gap: int | None = None,
         along: int = 0,
         backdrops: Sequence[Backdrop] | None = None,
-    ) -> Lines:
+    ) -> LineImages:
         """Draw and encode one picture per triple.
 
         gap: tokens between neighbours, default the grid's own. along: shift of the line along its axis, in tokens.
@@ -57,26 +56,29 @@ class Lines:
         return cls(setting, tuple(triples), grid, orientation, shift, images[torch.as_tensor(index)])
 
     @property
-    def places(self) -> Int[np.ndarray, "place token"]:
-        return np.stack([token_sets.object_tokens(self.grid, self.orientation, slot, self.shift) for slot in range(3)])
+    def place_tokens(self) -> Int[np.ndarray, "place token"]:
+        """The object tokens of each of the three places."""
+        places = range(3)
+        return np.stack([token_sets.object_tokens(self.grid, self.orientation, k, self.shift) for k in places])
 
     @property
     def background(self) -> token_sets.Tokens:
+        """All tokens outside the three places."""
         return token_sets.background(self.grid, self.orientation, self.shift)
 
     @cached_property
     def entities(self) -> Int[np.ndarray, "image place"]:
-        """Which of the setting's entities stands at each place, -1 where none does."""
+        """The number of the setting's entity at each place, -1 where the place is empty."""
         number = {entity: k for k, entity in enumerate(entities(self.setting, self.grid))} | {None: -1}
         return np.array([[number[entity] for entity in triple] for triple in self.triples])
 
     @property
     def sets(self) -> Int[np.ndarray, " image"]:
-        """Which set of three each picture shows, sets counted in the order of their entities' numbers."""
+        """The number of the set of three that each picture shows, in the order of the entities' numbers."""
         return np.unique(np.sort(self.entities), axis=0, return_inverse=True)[1].ravel()
 
     @cached_property
-    def objects(self) -> Objects:
-        """The objects' tokens straight after the projector."""
-        objects = Objects.of(self.images, self.places, self.entities)
+    def objects(self) -> ObjectTokens:
+        """The tokens of the objects straight after the projector."""
+        objects = ObjectTokens.of(self.images, self.place_tokens, self.entities)
         return objects.rows(objects.entity >= 0)

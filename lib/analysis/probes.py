@@ -1,12 +1,10 @@
-"""Linear probes on image tokens: is the ordinal place readable, and is it more than the probe's own doing?
-(floor 3)
+"""Linear probes of the ordinal place on image tokens, and the controls they need (PROTOCOL.md 3; floor 3).
 
-Two recipes give the same kind of `Probe`: "adamw" is the paper's (PROTOCOL.md 3), "logistic" is
-scikit-learn's exact optimum of a regularised logistic regression, so that no conclusion hangs on the
-optimiser.
+Two recipes give the same kind of `Probe`: "adamw" is the paper's, "logistic" the exact optimum of a regularised
+logistic regression (scikit-learn), so that no conclusion depends on the optimiser.
 
-Controls: labels that are random per entity (`control_labels`; Hewitt and Liang 2019), labels shuffled among
-objects (`shuffled_labels`), entities or places that training never saw (`evaluate` with any split).
+Controls: labels that are random per entity (`control_labels`; Hewitt and Liang 2019), labels shuffled among objects
+(`shuffled_labels`), and entities or places that were not seen in training (`evaluate`).
 """
 
 from __future__ import annotations
@@ -36,9 +34,6 @@ class Probe:
     def probabilities(self, x: Float[Tensor, "... hidden"]) -> Float[Tensor, "... label"]:
         return (x.float() @ self.weight.to(x.device) + self.bias.to(x.device)).softmax(-1)
 
-    def accuracy(self, x: Float[Tensor, "row hidden"], y: Int[np.ndarray, " row"]) -> float:
-        return float((self.probabilities(x).argmax(-1).cpu() == torch.as_tensor(y)).float().mean())
-
 
 # --- training -----------------------------------------------------------------------------------------------
 
@@ -54,8 +49,11 @@ def train(
     epochs: int = 200,
     strength: float = 1.0,
 ) -> Probe:
-    """A linear probe with `labels` classes. adamw: lr, weight_decay, full-batch epochs; logistic: inverse
-    strength C."""
+    """A linear probe with `labels` classes, trained on rows x with integer labels y.
+
+    recipe "adamw" takes lr, weight_decay and the number of full-batch epochs; "logistic" takes strength, scikit-learn's
+    C (the inverse of the penalty). An unknown recipe or a wrong number of labels is a UserError.
+    """
     x, y = x.detach().float().cpu(), torch.as_tensor(np.asarray(y), dtype=torch.long)
     if len(x) != len(y) or not len(x):
         raise UserError(f"a probe needs one label per row, not {len(y)} labels for {len(x)} rows")
@@ -81,17 +79,14 @@ def _adamw(x: Tensor, y: Tensor, labels: int, seed: int, lr: float, weight_decay
 
 
 def _logistic(x: Tensor, y: Tensor, labels: int, strength: float) -> Probe:
-    """Fitted on standardised columns; the scaling is folded into weight and bias."""
+    """Fitted on standardised columns; weight and bias include the scaling."""
     from sklearn.linear_model import LogisticRegression
 
     centre, scale = x.mean(0), x.std(0, correction=0).clamp(min=1e-6)
     # scikit-learn's own choice, lbfgs with tol=1e-4, stops where probabilities are still off by .01
     model = LogisticRegression(C=strength, solver="newton-cg", tol=1e-6)
     model.fit(((x - centre) / scale).double().numpy(), y.numpy())
-    weight, bias = (
-        torch.zeros(x.shape[1], labels),
-        torch.full((labels,), -1e4),
-    )  # labels never seen are never given
+    weight, bias = torch.zeros(x.shape[1], labels), torch.full((labels,), -1e4)  # absent labels are never predicted
     coefficients = torch.tensor(model.coef_, dtype=torch.float32)
     intercepts = torch.tensor(model.intercept_, dtype=torch.float32)
     if len(model.classes_) == 2:  # scikit-learn keeps one column for two classes
@@ -107,7 +102,7 @@ def _logistic(x: Tensor, y: Tensor, labels: int, strength: float) -> Probe:
 
 
 @dataclass(frozen=True)
-class Objects:
+class ObjectTokens:
     """The tokens of the objects in a set of images, one row per token."""
 
     x: Float[Tensor, "row hidden"]
@@ -116,8 +111,8 @@ class Objects:
     entity: Int[np.ndarray, " row"]  # number of the entity
 
     @classmethod
-    def of(cls, tokens: ImageTokens, places, entities: Int[np.ndarray, "image place"]) -> Objects:
-        """places: token numbers [place, token] for all images, or [image, place, token]."""
+    def of(cls, tokens: ImageTokens, places, entities: Int[np.ndarray, "image place"]) -> ObjectTokens:
+        """The rows of chosen tokens; places: token numbers [place, token] for all images, or [image, place, token]."""
         places, entities = np.asarray(places), np.asarray(entities)
         places = np.broadcast_to(places, (len(tokens), *places.shape[-2:]))
         images, count, size = places.shape
@@ -126,13 +121,13 @@ class Objects:
         place = np.tile(np.repeat(np.arange(count), size), images)
         return cls(x.float().cpu(), image, place, entities[image, place])
 
-    def rows(self, mask) -> Objects:
+    def rows(self, mask) -> ObjectTokens:
         mask = np.asarray(mask)
-        return Objects(self.x[torch.as_tensor(mask)], self.image[mask], self.place[mask], self.entity[mask])
+        return ObjectTokens(self.x[torch.as_tensor(mask)], self.image[mask], self.place[mask], self.entity[mask])
 
     @property
     def units(self) -> np.ndarray:
-        """A number per object: all tokens of one object in one image share it."""
+        """The number of each row's object; all tokens of one object in one image share it."""
         return self.image * (self.place.max() + 1) + self.place
 
 
@@ -144,54 +139,55 @@ def split_images(images: int, train: int, test: int, seed: int = 0) -> tuple[np.
     return np.sort(order[:train]), np.sort(order[train : train + test])
 
 
-def shuffled_labels(objects: Objects, seed: int = 0) -> np.ndarray:
-    """Ordinal places dealt anew among objects, the tokens of one object together."""
+def shuffled_labels(objects: ObjectTokens, seed: int = 0) -> np.ndarray:
+    """Ordinal places shuffled among objects; the tokens of one object keep a common label."""
     units, first, member = np.unique(objects.units, return_index=True, return_inverse=True)
     return np.random.default_rng(seed).permutation(objects.place[first])[member.ravel()]
 
 
-def control_labels(objects: Objects, labels: int = 3, seed: int = 0) -> np.ndarray:
-    """A random label per entity, balanced: what a probe can learn by memorising what things look like."""
+def control_labels(objects: ObjectTokens, labels: int = 3, seed: int = 0) -> np.ndarray:
+    """A random label per entity, balanced: what a probe can learn by memorising what entities look like."""
     known = np.unique(objects.entity)
-    dealt = np.random.default_rng(seed).permutation(np.arange(len(known)) % labels)
-    return dealt[np.searchsorted(known, objects.entity)]
+    label_of = np.random.default_rng(seed).permutation(np.arange(len(known)) % labels)
+    return label_of[np.searchsorted(known, objects.entity)]
 
 
 # --- evaluation ---------------------------------------------------------------------------------------------
 
 
-def score(probe: Probe, objects: Objects, labels=None) -> pd.DataFrame:
-    """Share of right tokens for every object: image, place, entity, correct (the unit for intervals is the
-    image)."""
+def score(probe: Probe, objects: ObjectTokens, labels=None) -> pd.DataFrame:
+    """Share of correctly classified tokens of every object: image, place, entity, correct.
+
+    The unit for intervals is the image.
+    """
     labels = objects.place if labels is None else np.asarray(labels)
-    right = probe.probabilities(objects.x).argmax(-1).cpu().numpy() == labels
+    correct = probe.probabilities(objects.x).argmax(-1).cpu().numpy() == labels
     table = pd.DataFrame(
         {
             "image": objects.image,
             "place": objects.place,
             "entity": objects.entity,
-            "correct": right.astype(float),
+            "correct": correct.astype(float),
         }
     )
     return table.groupby(["image", "place", "entity"], as_index=False)["correct"].mean()
 
 
 def evaluate(
-    objects: Objects,
+    objects: ObjectTokens,
     train_images: Sequence[int],
     test_images: Sequence[int],
     recipes=RECIPES,
     held_out_entities: Sequence[int] = (),
-    elsewhere: Objects | None = None,
+    elsewhere: ObjectTokens | None = None,
     seed: int = 0,
     **options,
 ) -> pd.DataFrame:
-    """All tests of ordinal place at once; one row per recipe, test and object, with the share of its tokens
-    read right.
+    """All tests of the ordinal place: one row per recipe, test and object, with the share of its correct tokens.
 
-    Tests: held_out (images never seen), control (random label per entity), shuffled (labels dealt anew in
-    training), entities (trained without `held_out_entities`, tested on them alone), places (trained here,
-    tested on `elsewhere`, say scenes shifted as a whole).
+    Tests: held_out (images not seen in training), control (random label per entity), shuffled (shuffled training
+    labels), entities (trained without `held_out_entities`, tested on them alone), places (trained on `objects`, tested
+    on `elsewhere`, for example on lines that are shifted as a whole).
     """
     inside = np.isin(objects.image, train_images)
     here, there = objects.rows(inside), objects.rows(np.isin(objects.image, test_images))
@@ -216,9 +212,3 @@ def evaluate(
             results["places"] = score(plain, elsewhere)
         parts += [table.assign(recipe=recipe, test=test) for test, table in results.items()]
     return pd.concat(parts, ignore_index=True)
-
-
-def maps(probe: Probe, tokens: ImageTokens) -> Float[np.ndarray, "token label"]:
-    """The probe applied to every token: class probabilities averaged over images, the strip maps of
-    PROTOCOL.md 3."""
-    return probe.probabilities(tokens).mean(0).cpu().numpy()

@@ -1,9 +1,9 @@
-"""Intervals and null distributions (floor 1: numpy, scipy and pandas only).
+"""Intervals and null distributions (PROTOCOL.md 8.3 and 8.4; floor 1: numpy, scipy and pandas only).
 
-The unit of resampling is the pair (or item, or image): all rows of a unit are drawn together, never one by
-one. Intervals are expanded percentile bootstrap intervals (Hesterberg 2015, "What teachers should know about
-the bootstrap"): the percentiles are widened so that small samples keep their nominal coverage;
-tests/test_stats.py measures it.
+The unit of resampling is the pair (or item, or image): all rows of a unit are drawn together, never one by one.
+Intervals are expanded percentile bootstrap intervals (Hesterberg 2015, "What teachers should know about the
+bootstrap"): the percentiles are widened so that small samples keep their nominal coverage, which
+tests/test_stats.py measures.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from scipy import stats
 from lib.errors import UserError
 
 RESAMPLES, LEVEL = 2000, 0.95
-ROUNDING = 1e-6  # a mean below it counts as 0: it is what sums in float32 leave over
+ROUNDING = 1e-6  # a mean below it counts as 0: the rounding error of sums in float32
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,7 @@ def summarise(
 ) -> pd.DataFrame:
     """Mean of a column with its interval in each cell of `by`: columns by, n (units), value, low, high.
 
-    The same resamples of units serve all cells, so that differences between cells of one table are
-    meaningful.
+    All cells share the same resamples of units, so that cells of one table can be compared.
     """
     by = list(by)
     if table.empty:
@@ -90,7 +89,7 @@ def summarise(
 
 
 def mean(values, units=None, **options) -> Estimate:
-    """Mean with its interval; `units` says which values belong together (default: each stands alone)."""
+    """Mean with its interval; values with the same entry in `units` are drawn together (default: each on its own)."""
     values = np.asarray(values, dtype=float)
     units = np.arange(len(values)) if units is None else np.asarray(units)
     row = summarise(pd.DataFrame({"all": 0, "pair": units, "value": values}), ["all"], "value", **options).iloc[0]
@@ -105,9 +104,9 @@ def bootstrap(
     level: float = LEVEL,
     seed: int = 0,
 ) -> Estimate:
-    """Any statistic of arrays whose rows are resampled together; draws where it is not finite are left out.
+    """Any statistic of arrays whose rows are resampled together; resamples in which it is not finite are left out.
 
-    NaN, bounds and all, where the statistic of all rows is not finite.
+    Value and bounds are NaN if the statistic of all rows is not finite.
     """
     arrays = [np.asarray(array) for array in arrays]
     units = np.arange(len(arrays[0])) if units is None else np.unique(units, return_inverse=True)[1].ravel()
@@ -125,9 +124,9 @@ def bootstrap(
 
 
 def ratio(above, below, units=None, resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0) -> Estimate:
-    """Mean of `above` over mean of `below`, rows of a unit drawn together; NaN where the lower mean is 0.
+    """Mean of `above` over mean of `below`, rows of a unit drawn together; NaN if the mean of `below` is 0.
 
-    The same interval as `bootstrap` of a quotient of means, without its loop.
+    The interval is that of `bootstrap` applied to the quotient of means, without its loop.
     """
     columns = [np.asarray(column, dtype=float) for column in (above, below)]
     units = np.arange(len(columns[0])) if units is None else np.unique(units, return_inverse=True)[1].ravel()
@@ -141,59 +140,33 @@ def ratio(above, below, units=None, resamples: int = RESAMPLES, level: float = L
     return Estimate(value, float(low), float(high), len(sums))
 
 
-def difference(first, second, paired: bool = True, **options) -> Estimate:
-    """Mean of first minus mean of second; paired (row i of both is one unit) or independent samples."""
+def difference(first, second, **options) -> Estimate:
+    """Mean of first - second, where row i of both is one unit; options as in `mean`."""
     first, second = np.asarray(first, dtype=float), np.asarray(second, dtype=float)
-    if paired:
-        if first.shape != second.shape:
-            raise UserError("a paired difference needs two columns of one length")
-        return mean(first - second, **options)
-    level, resamples = options.pop("level", LEVEL), options.pop("resamples", RESAMPLES)
-    seed = options.pop("seed", 0)
-    draws = [_weights(len(x), resamples, seed + k) @ x / len(x) for k, x in enumerate((first, second))]
-    low, high = np.quantile(draws[0] - draws[1], _percentiles(min(len(first), len(second)), level))
-    return Estimate(float(first.mean() - second.mean()), float(low), float(high), len(first) + len(second))
+    if first.shape != second.shape:
+        raise UserError("a paired difference needs two columns of one length")
+    return mean(first - second, **options)
 
 
 def proportion(successes: int, n: int, level: float = LEVEL) -> Estimate:
-    """A share with Wilson's interval, which stays honest at 0 and 1 (a bootstrap of all-equal values has no
-    width)."""
+    """A share with Wilson's interval, which has a width at 0 and 1 where a bootstrap has none."""
     if not 0 <= successes <= n or n < 1:
         raise UserError(f"{successes} of {n} is not a share")
-    z = stats.norm.ppf((1 + level) / 2)
-    centre = (successes + z * z / 2) / (n + z * z)
-    half = z / (n + z * z) * np.sqrt(successes * (n - successes) / n + z * z / 4)
-    return Estimate(successes / n, float(max(0, centre - half)), float(min(1, centre + half)), n)
+    bounds = stats.binomtest(successes, n).proportion_ci(level, method="wilson")
+    return Estimate(successes / n, float(bounds.low), float(bounds.high), n)
 
 
 def rank_p(observed: float, null: Sequence[float], side: str = "greater") -> float:
-    """p-value of an observed value against draws from its null distribution (never zero: the observed one
-    counts)."""
+    """p-value of an observed value against draws from its null distribution; side "greater" or "less".
+
+    The observed value counts as one of the draws, so that p is never 0 (Phipson and Smyth 2010).
+    """
     null = np.asarray(null, dtype=float)
     match side:
         case "greater":
             extreme = (null >= observed).sum()
         case "less":
             extreme = (null <= observed).sum()
-        case "two-sided":
-            extreme = (np.abs(null - null.mean()) >= abs(observed - null.mean())).sum()
         case _:
-            raise UserError(f"side must be greater, less or two-sided, not {side!r}")
+            raise UserError(f"side must be greater or less, not {side!r}")
     return float((1 + extreme) / (1 + len(null)))
-
-
-def permutation_p(first, second=None, side: str = "two-sided", resamples: int = 9999, seed: int = 0) -> float:
-    """Does `first` differ from `second` in its mean? Without `second`: does the mean of paired differences
-    differ from 0?
-
-    Two samples: labels are shuffled. Paired differences: signs are flipped.
-    """
-    rng = np.random.default_rng(seed)
-    first = np.asarray(first, dtype=float)
-    if second is None:
-        signs = rng.choice([-1.0, 1.0], size=(resamples, len(first)))
-        return rank_p(first.mean(), (signs * first).mean(1), side)
-    both = np.concatenate([first, np.asarray(second, dtype=float)])
-    shuffled = rng.permuted(np.tile(both, (resamples, 1)), axis=1)
-    null = shuffled[:, : len(first)].mean(1) - shuffled[:, len(first) :].mean(1)
-    return rank_p(first.mean() - both[len(first) :].mean(), null, side)

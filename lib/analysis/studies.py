@@ -1,7 +1,7 @@
-"""Pairs made ready for sweeps (floor 3: no files, no plots).
+"""Pairs as runs of one model, ready for any sweep (floor 3: no files, no plots).
 
-The designs of PROTOCOL.md 2, 4, 5 and 6 differ in their pairs and in their edits only: a `Study` holds pairs as runs
-of one model.
+The designs of PROTOCOL.md 2, 4, 5 and 6 differ only in their pairs and in their edits. A `Study` holds the pairs, both
+runs, and what the model answers in them without any edit.
 """
 
 from __future__ import annotations
@@ -17,10 +17,7 @@ from torch import Tensor
 
 from lib.engine.vlm import VLM
 from lib.errors import UserError
-from lib.patching.interventions import (
-    Run,
-    Table,
-)
+from lib.patching.interventions import Run, Table
 from lib.stimuli.pairs import Pair
 
 
@@ -28,7 +25,7 @@ from lib.stimuli.pairs import Pair
 class Study:
     """Pairs as runs of one model: row k of both runs is pairs[k], and both runs share their image tokens.
 
-    ids: candidates [pair, role, spelling]. labels: setting, direction, orientation, split of each pair.
+    ids: token ids of the candidates [pair, role, spelling].
     """
 
     vlm: VLM
@@ -43,11 +40,12 @@ class Study:
 
     @property
     def other(self) -> np.ndarray:
-        """The counterfactual picture of each pair, as token sweeps take it."""
+        """For each pair the row of its counterfactual picture in the image tokens, as token sweeps take it."""
         return self.counterfactual.index
 
     @property
     def labels(self) -> pd.DataFrame:
+        """One row per pair: setting, direction, orientation, split."""
         rows = [(p.setting, p.direction, p.orientation, p.split) for p in self.pairs]
         return pd.DataFrame(rows, columns=["setting", "direction", "orientation", "split"])
 
@@ -55,10 +53,10 @@ class Study:
         return len(self.pairs)
 
     def rows(self, mask) -> Study:
-        """The study of chosen pairs; a UserError when none is left."""
+        """The study of some pairs (a mask, or their numbers); a UserError when none is chosen."""
         chosen = np.flatnonzero(np.asarray(mask)) if np.asarray(mask).dtype == bool else np.asarray(mask)
         if not len(chosen):
-            raise UserError(f"{self.vlm.name} is right on both runs of no pair: nothing can be patched here.")
+            raise UserError(f"{self.vlm.name} answers both runs correctly in no pair: nothing can be patched here.")
         pairs = tuple(self.pairs[k] for k in chosen)
         return replace(
             self, pairs=pairs, clean=self.clean.rows(chosen), counterfactual=self.counterfactual.rows(chosen),
@@ -67,8 +65,10 @@ class Study:
 
     @cached_property
     def baselines(self) -> pd.DataFrame:
-        """Both unpatched runs, one row per pair, run and role: pair, run, role, probability, logit, and first (the most
-        probable token of the whole vocabulary is a spelling of the role)."""
+        """Both unpatched runs, one row per pair, run and role: pair, run, role, probability, logit, is_top.
+
+        is_top: the most probable token of the whole vocabulary is a spelling of the role's word.
+        """
         table = Table(self.vlm, self.ids, self.roles, first=True)
         parts = [
             table.part(rows, last, run=name)
@@ -78,25 +78,28 @@ class Study:
         return table.finish(parts, None)
 
     @cached_property
-    def right(self) -> pd.DataFrame:
-        """Whether the most probable token of the whole vocabulary is right: columns clean, counterfactual."""
-        first = self.baselines.pivot(index="pair", columns=["run", "role"], values="first")
-        wanted = "attribute" if "attribute" in self.roles else "counterfactual"
-        columns = {"clean": self.roles[0], "counterfactual": wanted}
-        return pd.DataFrame({run: first[run, role].to_numpy(bool) for run, role in columns.items()})
+    def correct(self) -> pd.DataFrame:
+        """Whether each pair's runs are answered correctly: boolean columns clean, counterfactual.
+
+        Correct means that the most probable token of the whole vocabulary is a spelling of the answer.
+        """
+        is_top = self.baselines.pivot(index="pair", columns=["run", "role"], values="is_top")
+        answer = "attribute" if "attribute" in self.roles else "counterfactual"
+        columns = {"clean": self.roles[0], "counterfactual": answer}
+        return pd.DataFrame({run: is_top[run, role].to_numpy(bool) for run, role in columns.items()})
 
     @property
-    def both_right(self) -> np.ndarray:
-        """Whether both runs of each pair are right (PROTOCOL.md 2 and 6), a mask [pair]."""
-        return self.right.all(axis=1).to_numpy()
+    def both_correct(self) -> np.ndarray:
+        """Whether both runs of each pair are answered correctly (PROTOCOL.md 2 and 6), a mask [pair]."""
+        return self.correct.all(axis=1).to_numpy()
 
     def kept(self) -> Study:
-        """The pairs with both runs right; a UserError when there is none."""
-        return self.rows(self.both_right)
+        """The pairs of which both runs are answered correctly; a UserError when there is none."""
+        return self.rows(self.both_correct)
 
 
 def study(vlm: VLM, pairs: Sequence[Pair], progress: bool = False) -> Study:
-    """Encode every distinct picture of the pairs once and tokenise their questions."""
+    """Encode every distinct picture of the pairs once, and tokenise their questions."""
     items = [pair.clean for pair in pairs] + [pair.counterfactual for pair in pairs]
     images, index = vlm.distinct([item.scene.image(vlm.grid.canvas) for item in items], progress)
     count = len(pairs)
@@ -105,14 +108,14 @@ def study(vlm: VLM, pairs: Sequence[Pair], progress: bool = False) -> Study:
     return Study(vlm, tuple(pairs), clean, other, vlm.candidates([pair.candidates for pair in pairs]))
 
 
-def centred(pairs: Sequence[Pair]) -> None:
-    """A UserError where a pair's lines are shifted: sets of image tokens are those of lines in the middle."""
+def require_centred(pairs: Sequence[Pair]) -> None:
+    """A UserError if a pair's lines are shifted: the token sets of edits belong to centred lines."""
     if any(pair.clean.shift != (0, 0) for pair in pairs):
-        raise UserError("Token sets are those of lines in the middle of the canvas: draw these pairs without shift.")
+        raise UserError("Token sets belong to lines in the middle of the canvas: draw these pairs without shift.")
 
 
 def pictures(study: Study) -> list[Image.Image | None]:
-    """The pictures behind the study's image tokens, in their order; None for those that no pair uses."""
+    """The pictures behind the study's image tokens, in the same order; None for those that no pair uses."""
     out: list = [None] * len(study.clean.images)
     for k, pair in enumerate(study.pairs):
         for run, item in ((study.clean, pair.clean), (study.counterfactual, pair.counterfactual)):

@@ -79,8 +79,7 @@ _QWEN = dict(
     inputs=("pixel_values", "image_grid_thw"),
 )
 _SMOLVLM = dict(
-    # 384 pixels hold 27 whole patches of 14; the rest of 6 is never seen, and the canvas leaves it out
-    grid=Grid("smolvlm", 9, 42, 1, 2, (3, 3, 3)),
+    grid=GRIDS["smolvlm"],
     language="text_model",
     encoder="vision_model.encoder.layers",
     projector="connector",
@@ -123,7 +122,7 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         "llava-1.5",
         "llava",
-        Grid("llava-1.5", 24, 14, 4, 4, (8, 8, 8)),
+        GRIDS["llava-1.5"],
         vision="clip_vision_model",
         order="class",
         processor="CLIPImageProcessorPil",
@@ -140,7 +139,7 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         "llava-onevision",
         "llava_onevision",
-        Grid("llava-onevision", 27, 14, 5, 4, (9, 9, 9)),  # 378 of 384 pixels, see SmolVLM
+        GRIDS["llava-onevision"],
         extra=1,
         processor="LlavaOnevisionImageProcessorPil",
         options=_options(),
@@ -149,7 +148,7 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         "internvl3",
         "internvl",
-        Grid("internvl3", 16, 28, 3, 3, (5, 6, 5)),
+        GRIDS["internvl3"],
         encoder="vision_tower.encoder.layer",
         merge=2,
         order="class",

@@ -587,7 +587,7 @@ class VLM:
 
         images: pictures, or image tokens already encoded; `index` then gives the picture of each question
         (default: in order). words: the candidates of each question. Columns: item, word, probability, logit,
-        top (the most probable next token of the whole vocabulary), first (whether that token is a spelling of
+        top (the most probable next token of the whole vocabulary), is_top (whether that token is a spelling of
         the word).
         """
         if not isinstance(images, Tensor):
@@ -601,10 +601,10 @@ class VLM:
             top = self.logits(last).argmax(-1).cpu()
             for i, row in enumerate(rows):
                 for k, word in enumerate(words[row]):
-                    first = bool((ids[row, k] == top[i]).any())
+                    is_top = bool((ids[row, k] == top[i]).any())
                     name = self.tokenizer.decode([int(top[i])]).strip()
-                    result[row, k] = (row, word, probability[i, k], logit[i, k], name, first)
-        columns = ["item", "word", "probability", "logit", "top", "first"]
+                    result[row, k] = (row, word, probability[i, k], logit[i, k], name, is_top)
+        columns = ["item", "word", "probability", "logit", "top", "is_top"]
         return pd.DataFrame([result[key] for key in sorted(result)], columns=columns)
 
     def last_states(
@@ -742,8 +742,4 @@ def _grid(family: Family, config, merge: int) -> Grid:
     if not family.packed:  # a fixed picture size
         size = vision.image_size if isinstance(vision.image_size, int) else vision.image_size[0]
         side = size // patch // merge
-    if (side, pixels) == (grid.side, grid.pixels):
-        return grid
-    entity = max(1, side // 6)
-    gap = min(entity, (side - 3 * entity) // 2)
-    return Grid(family.name, side, pixels, entity, gap, (side // 3, side - 2 * (side // 3), side // 3))
+    return grid.resized(side, pixels)

@@ -59,7 +59,7 @@ class Table:
     ids: Ids
     roles: tuple[str, ...]
     labels: pd.DataFrame | None = None
-    first: bool = False  # add column `first`: is the most probable token of the vocabulary a spelling of the role?
+    first: bool = False  # add column `is_top`: is the most probable token of the vocabulary a spelling of the role?
 
     def part(self, pairs, last: Float[Tensor, "pair hidden"], **columns) -> pd.DataFrame:
         """Rows for pairs whose last token is `last` at slot L."""
@@ -76,7 +76,7 @@ class Table:
         }
         if self.first:
             top = self.vlm.logits(last).argmax(-1).cpu()
-            out["first"] = (ids == top[:, None, None]).any(-1).numpy().ravel()
+            out["is_top"] = (ids == top[:, None, None]).any(-1).numpy().ravel()
         return pd.DataFrame(out)
 
     def parts(self, pairs, last: Sequence[Float[Tensor, "pair hidden"]], **columns) -> pd.DataFrame:
@@ -512,7 +512,7 @@ def amplification_sweep(
     save: Callable | None = None,
 ) -> pd.DataFrame:
     """Add alpha times a change to the image tokens at a slot, for every alpha; columns `edit` (name), `alpha` and
-    `first` (the most probable token of the whole vocabulary is a spelling of the role).
+    `is_top` (the most probable token of the whole vocabulary is a spelling of the role).
 
     directions: {name: directions as `Along` takes them, or any function with its call and key, such as
     enhancement.Change}. The image part is run once for all questions about one picture with one key (say, with the

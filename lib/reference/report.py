@@ -74,7 +74,7 @@ def measure(model: vlm.VLM, progress: bool = True) -> pd.DataFrame:
     sides = side_behaviour(model, natural, progress=progress)
     result = accuracy(pd.concat(tables))
     strict = accuracy(sides).assign(setting="naturalistic (both option orders right)")
-    single = accuracy(sides, column="first").assign(setting="naturalistic (one option order)")
+    single = accuracy(sides, column="correct_order1").assign(setting="naturalistic (one option order)")
     return pd.concat([result, single, strict], ignore_index=True)
 
 

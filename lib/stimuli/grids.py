@@ -1,11 +1,11 @@
-"""Grids: the image tokens that a language model sees, and where three entities stand on them (floor 1).
+"""Grids: the image tokens that a language model receives, and where entities stand on them (floor 1).
 
-Every grid of the project is here. Image tokens are counted in (row, column), pixels in (x, y) from the top left.
+Every grid of the project is here. Image tokens are counted as (row, column), pixels as (x, y) from the top left.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lib.errors import UserError, unknown
 
@@ -16,11 +16,11 @@ Box = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels, x1 and y1 e
 
 @dataclass(frozen=True)
 class Grid:
-    """The LM-side grid of image tokens of one model family and the place of three entities on it.
+    """The image tokens of a model family (as its language model receives them) and the line of three entities on them.
 
-    side: tokens per row and column (N). pixels: pixels per token (P). entity: tokens per entity side (S).
-    gap: tokens between neighbouring entities (g). strips: widths of first, middle and last strip in tokens.
-    Values: PROTOCOL.md 1.
+    side: tokens per row and column (N). pixels: pixels per token (P). entity: tokens per side of an entity (S).
+    gap: tokens between neighbouring entities (g). strips: widths of the first, middle and last strip in tokens.
+    fifth_colour: one of the six colours of squares and shapes. The values of the paper's models: PROTOCOL.md 1.
     """
 
     name: str
@@ -29,6 +29,7 @@ class Grid:
     entity: int
     gap: int
     strips: tuple[int, int, int]
+    fifth_colour: str = "brown"
 
     @property
     def canvas(self) -> int:
@@ -37,7 +38,7 @@ class Grid:
 
     @property
     def starts(self) -> tuple[int, int, int]:
-        """First token of each of the three slots along a row or column (rounded down when not exact)."""
+        """First token of each of the three places along a row or column (rounded down when not exact)."""
         first = (self.side - 3 * self.entity - 2 * self.gap) // 2
         return tuple(first + k * (self.entity + self.gap) for k in range(3))
 
@@ -46,19 +47,19 @@ class Grid:
         """First token of the entities on the other axis."""
         return (self.side - self.entity) // 2
 
-    def strip_range(self, slot: int) -> range:
-        """Token rows or columns of the strip of `slot` (0, 1, 2)."""
-        first = sum(self.strips[:slot])
-        return range(first, first + self.strips[slot])
+    def strip_range(self, place: int) -> range:
+        """Token rows or columns of the strip of a place (0, 1, 2)."""
+        first = sum(self.strips[:place])
+        return range(first, first + self.strips[place])
 
-    def place(self, slot: int, orientation: str, shift: tuple[int, int] = (0, 0)) -> tuple[int, int]:
-        """First token (row, column) of the entity in `slot` of a row ("horizontal") or column ("vertical").
+    def first_token(self, place: int, orientation: str, shift: tuple[int, int] = (0, 0)) -> tuple[int, int]:
+        """First token (row, column) of the entity at a place of a row ("horizontal") or column ("vertical").
 
         shift: displacement (rows, columns) of the whole line in tokens; off the grid is a UserError.
         """
         if orientation not in ORIENTATIONS:
             raise unknown("orientation", orientation, ORIENTATIONS)
-        along, across = self.starts[slot], self.across
+        along, across = self.starts[place], self.across
         row, column = (across, along) if orientation == "horizontal" else (along, across)
         row, column = row + shift[0], column + shift[1]
         if not (0 <= row <= self.side - self.entity and 0 <= column <= self.side - self.entity):
@@ -67,6 +68,15 @@ class Grid:
             )
         return row, column
 
+    def resized(self, side: int, pixels: int) -> Grid:
+        """The same grid with N x N tokens of P pixels, filled by a line of three about as in the paper's models."""
+        if (side, pixels) == (self.side, self.pixels):
+            return self
+        entity = max(1, side // 6)
+        gap = min(entity, (side - 3 * entity) // 2)
+        strips = (side // 3, side - 2 * (side // 3), side // 3)
+        return replace(self, side=side, pixels=pixels, entity=entity, gap=gap, strips=strips)
+
 
 GRIDS = {
     grid.name: grid
@@ -74,6 +84,10 @@ GRIDS = {
         Grid("reference", 12, 14, 2, 2, (4, 4, 4)),
         Grid("qwen2-vl", 12, 28, 2, 2, (4, 4, 4)),
         Grid("gemma-3", 16, 56, 3, 3, (5, 6, 5)),
-        Grid("pixtral", 15, 16, 2, 2, (5, 5, 5)),
+        Grid("pixtral", 15, 16, 2, 2, (5, 5, 5), "orange"),  # it reads a thin brown cross as red
+        Grid("llava-1.5", 24, 14, 4, 4, (8, 8, 8)),
+        Grid("smolvlm", 9, 42, 1, 2, (3, 3, 3)),  # 27 whole patches of 14 in 384 pixels; the last 6 are never seen
+        Grid("llava-onevision", 27, 14, 5, 4, (9, 9, 9)),  # 378 of 384 pixels, see smolvlm
+        Grid("internvl3", 16, 28, 3, 3, (5, 6, 5)),
     )
 }

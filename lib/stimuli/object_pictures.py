@@ -18,9 +18,10 @@ NAMES = ("orange", "apple", "pot", "bell", "hat", "rose", "key", "bomb")
 
 @lru_cache(maxsize=64)
 def load(name: str, folder: Path) -> Image.Image:
-    """The stored picture of an object at 112 px (RGBA); `folder` may be a user's own.
+    """The picture <folder>/<name>.png as RGBA, 112 x 112 pixels.
 
-    A picture that is not square is centred on a transparent square, so that it keeps its proportions.
+    A picture that is not square is centred on a transparent square, so that it keeps its proportions. A missing or
+    unreadable picture, or one without transparency, is a UserError.
     """
     path = folder / f"{name}.png"
     remedy = (

@@ -1,7 +1,7 @@
 """Pairs of a clean and a counterfactual item for the three designs of PROTOCOL.md 2, 4 and 6 (floor 1).
 
-In every design t0 is the clean answer. The text below is for `left` and `above`, where t0 stands in the first
-slot; for `right` and `below` every picture is mirrored. Drawing is deterministic per seed, setting and
+In every design t0 is the clean answer. Docstrings describe `left` and `above`, where t0 stands at the first place; for
+`right` and `below` every picture is mirrored. Pairs are drawn at random, deterministic per seed, setting and
 direction, and nested: the first 20 of 50 pairs are the 20 pairs of n=20.
 """
 
@@ -26,7 +26,7 @@ MIRRORED_ROLES = ("clean", "counterfactual", "reference")
 class Pair:
     """A clean and a counterfactual item, and the words to read: candidates[k] is the word of roles[k].
 
-    split: `test` when no reference model saw either line of entities in training, else `train`.
+    split: `test` if no reference model saw either line of entities in training, else `train`.
     """
 
     clean: Item
@@ -53,10 +53,10 @@ class Pair:
 
 @dataclass(frozen=True)
 class AblatedPair(Pair):
-    """A mirrored pair and what its ordering ablation takes vectors from.
+    """A mirrored pair and the scenes from which its ordering ablation takes vectors.
 
-    alone: the entity of slot k of the *clean* picture, by itself in the middle slot (the counterfactual's
-    slot k has alone[2 - k]). empty: the same canvas without entities.
+    alone[k]: the entity at place k of the *clean* picture, alone in the middle (the entity at place k of the
+    counterfactual is in alone[2 - k]). empty: the same canvas without entities.
     """
 
     alone: tuple[Scene, Scene, Scene]
@@ -82,30 +82,29 @@ def last_token_pairs(setting: str, grid: Grid, n: int = 50, seed: int = 0, **opt
 def mirrored_pairs(setting: str, grid: Grid, n: int = 50, seed: int = 0, **options) -> list[Pair]:
     """Clean picture (t0, t1, t2), counterfactual its mirror (t2, t1, t0), the same question (PROTOCOL.md 4).
 
-    n pairs per direction, each of two pictures that no other has. Candidates: t0 (clean), t2 (counterfactual),
-    t1 (reference). Options: directions (default all four); shift (rows, columns) in tokens; photographs for
-    random backgrounds, one per pair; objects, a folder of your own pictures; split "test" or "train" to draw
-    such pairs only. A UserError when there are not n different pairs.
+    n pairs per direction, no two of which show the same two pictures. Candidates: t0 (clean), t2 (counterfactual), t1
+    (reference). Options: directions (default all four); shift (rows, columns) in tokens; photographs for random
+    backgrounds, one per pair; objects, a folder of other pictures; split, "test" or "train", to draw only such pairs.
+    A UserError if there are fewer than n different pairs.
     """
     return _pairs(_mirrored, 3, setting, grid, n, seed, **options)
 
 
 def ablated_pairs(setting: str, grid: Grid, n: int = 50, seed: int = 0, **options) -> list[AblatedPair]:
-    """The mirrored pairs of the same arguments with their ablation references (PROTOCOL.md 5, 6)."""
+    """The mirrored pairs of the same arguments with the scenes of their ordering ablation (PROTOCOL.md 5, 6)."""
 
     def pair(t: Sequence[Entity], direction: str, item) -> AblatedPair:
         plain = _mirrored(t, direction, item)
-        alone, empty = references(plain.clean, grid)
+        alone, empty = ablation_scenes(plain.clean, grid)
         return AblatedPair(plain.clean, plain.counterfactual, plain.roles, plain.candidates, alone, empty)
 
     return _pairs(pair, 3, setting, grid, n, seed, **options)
 
 
-def references(item: Item, grid: Grid) -> tuple[tuple[Scene, Scene, Scene], Scene]:
-    """What the ordering ablation of an item takes vectors from: each entity alone in the middle, the empty
-    canvas.
+def ablation_scenes(item: Item, grid: Grid) -> tuple[tuple[Scene, Scene, Scene], Scene]:
+    """The scenes of an item's ordering ablation: each of its three entities alone in the middle, and the empty canvas.
 
-    In slot order; same orientation, shift and backdrop as the item's own picture.
+    They have the orientation, shift and backdrop of the item's own picture.
     """
     same = (grid, item.orientation, item.shift, item.scene.backdrop)
     alone = tuple(line_scene((None, entity, None), *same) for entity in item.entities)
@@ -131,7 +130,7 @@ def _pairs(
     objects: str | Path | None = None,
     split: str | None = None,
 ) -> list:
-    """n pairs per direction from different ordered tuples of `size` entities, one by one made by `build`."""
+    """n pairs per direction, built by `build` from different ordered tuples of `size` entities."""
     if split not in (None, "test", "train"):
         raise unknown("split", split, ("test", "train"))
     things = entities(setting, grid, objects)
@@ -139,18 +138,18 @@ def _pairs(
     for direction in directions:
         if direction not in DIRECTIONS:
             raise unknown("direction", direction, DIRECTIONS)
-        stream = [seed, size, SETTINGS.index(setting), DIRECTIONS.index(direction)]
-        rng, ground = np.random.default_rng(stream), np.random.default_rng([*stream, 1])
+        seeds = [seed, size, SETTINGS.index(setting), DIRECTIONS.index(direction)]
+        rng, backdrop_rng = np.random.default_rng(seeds), np.random.default_rng([*seeds, 1])
         seen: set[tuple[int, ...]] = set()
         found = []
-        for _ in range(max(20_000, 200 * n)):  # drawn one by one: a longer list begins like a shorter one
+        for _ in range(max(20_000, 200 * n)):  # one at a time, so that a longer list begins like a shorter one
             if len(found) == n:
                 break
             drawn = tuple(rng.permutation(len(things))[:size].tolist())
             if drawn in seen:
                 continue
-            seen |= {drawn, drawn[::-1]} if size == 3 else {drawn}  # three and their mirror are the same two pictures
-            backdrop = random_backdrop(ground, photographs) if photographs else None
+            seen |= {drawn, drawn[::-1]} if size == 3 else {drawn}  # a triple and its mirror give the same two pictures
+            backdrop = random_backdrop(backdrop_rng, photographs) if photographs else None
             mirror = direction in ("right", "below")
 
             def item(line, asked, mirror=mirror, backdrop=backdrop):

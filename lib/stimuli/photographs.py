@@ -1,10 +1,8 @@
-"""Loaders for real photographs: What'sUp composites and COCO-spatial (floor 1). Nothing of either is kept in
-data/.
+"""Loaders of real photographs: What'sUp composites and COCO-spatial (PROTOCOL.md 1; floor 1). Neither is in data/.
 
-What'sUp (Kamath et al. 2023, "What's up with vision-language models?"): the folder of the controlled set,
-files named `<object>_left_of_<reference>.jpeg` and so on. COCO-spatial: the two-object question file of the
-same release, rows [image id, true caption, false caption]; the val2017 photographs and instances_val2017.json
-of cocodataset.org.
+What'sUp (Kamath et al. 2023, "What's up with vision-language models?"): the folder of the controlled set, with files
+such as `<object>_left_of_<reference>.jpeg`. COCO-spatial: the two-object question file of the same release, with rows
+[image id, true caption, false caption], and the val2017 photographs and instances_val2017.json of cocodataset.org.
 """
 
 from __future__ import annotations
@@ -38,26 +36,24 @@ from lib.stimuli.scenes import Entity
 
 @dataclass(frozen=True)
 class Photograph:
-    """A photograph in a file, squeezed to the square canvas (its proportions are not kept, its boxes scale
-    along)."""
+    """A photograph in a file, resized to the square canvas; its proportions change, and its boxes scale with it."""
 
     path: Path
 
     def image(self, canvas: int) -> Image.Image:
         """RGB, canvas x canvas pixels, bilinear; an unreadable file is a UserError."""
-        return _squeezed(self.path, canvas).copy()
+        return _resized(self.path, canvas).copy()
 
 
 @dataclass(frozen=True)
 class Composite:
-    """Two What'sUp photographs, each squeezed to the canvas; the left half of one and the right half of the
-    other."""
+    """The left half of one What'sUp photograph and the right half of another, each resized to the square canvas."""
 
     left: Path
     right: Path
 
     def image(self, canvas: int) -> Image.Image:
-        """RGB, canvas x canvas pixels; of an odd canvas the right part gets the middle column."""
+        """RGB, canvas x canvas pixels; the middle column of an odd canvas belongs to the right half."""
         first, second = (Photograph(path).image(canvas) for path in (self.left, self.right))
         half = canvas // 2
         first.paste(second.crop((half, 0, canvas, canvas)), (half, 0))
@@ -65,7 +61,7 @@ class Composite:
 
 
 @lru_cache(maxsize=64)  # composites use every photograph dozens of times
-def _squeezed(path: Path, canvas: int) -> Image.Image:
+def _resized(path: Path, canvas: int) -> Image.Image:
     try:
         return Image.open(path).convert("RGB").resize((canvas, canvas), Image.Resampling.BILINEAR)
     except FileNotFoundError:
@@ -87,9 +83,8 @@ def whatsup(
 ) -> list[Item]:
     """Two items (left, right) for every composite of two different objects around one reference.
 
-    folder: holds the photographs, or a folder `controlled_images` that does. keep: which object names to use,
-    for instance those that are one token for a model. Entities of an item: left object, reference, right
-    object.
+    folder: contains the photographs, or a folder `controlled_images` that does. keep: which object names to use, for
+    instance those that are one token for a model. Entities of an item: left object, reference, right object.
     """
     folder = _folder(folder, "controlled_images", "the photographs of What'sUp's controlled set")
     found = [(path, match) for path in sorted(folder.iterdir()) if (match := _ON_FLOOR.fullmatch(path.name))]
@@ -143,7 +138,7 @@ _CAPTION = re.compile(
 
 @dataclass(frozen=True)
 class Skipped:
-    """A row of the question file that could not be used; row counts from 0."""
+    """A row of the question file that could not be used, and why; rows are counted from 0."""
 
     row: int
     image_id: int
@@ -153,7 +148,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class CocoSpatial:
-    """What was loaded, and what was not and why."""
+    """The items that were loaded, and the rows that were skipped."""
 
     items: tuple[SideItem, ...]
     skipped: tuple[Skipped, ...]
@@ -167,9 +162,9 @@ class CocoSpatial:
 def coco_spatial(question_file: str | Path, images: str | Path, instances_file: str | Path) -> CocoSpatial:
     """Every question of the two-object file whose photograph is in `images` (or in images/val2017).
 
-    Boxes: among all pairs of a subject box and a reference box (crowds left out) whose centres agree with the
-    stated relation, the pair that covers most area. Rows with an unknown relation, without photograph,
-    without boxes, or without a pair that agrees are listed in `skipped`. No usable row at all is a UserError.
+    Boxes: of all pairs of a subject box and a reference box (without crowds) whose centres agree with the stated
+    relation, the pair with the largest total area. Rows with an unknown relation, without a photograph, without boxes,
+    or without a pair that agrees are listed in `skipped`. It is a UserError if no row can be used.
     """
     rows = _questions(question_file)
     folder = _folder(images, "val2017", "the photographs of COCO val2017, such as 000000000802.jpg")
@@ -282,19 +277,19 @@ def fetch_coco(
     timeout: float = 30.0,
     progress: bool = True,
 ) -> Path:
-    """Fetch photographs one by one into `folder`; what is there and whole is not fetched again.
+    """Fetch photographs one by one into `folder`; complete ones that are already there are not fetched again.
 
-    Each is checked (length as announced, readable to its last row), written under a temporary name and
-    renamed, and entered in the manifest. A failure is tried again `tries` times in all, after `wait` seconds,
-    then twice as long, and so on; then, or when the server says that the picture does not exist, a UserError
-    ends the run. The same call continues it.
+    Each is checked (length as announced, readable to its last row), written under a temporary name and renamed, and
+    entered in the manifest. After a failure there are up to `tries` attempts, `wait` seconds apart at first and twice
+    as long each time. If they all fail, or the server has no such picture, a UserError ends the run; the same call
+    continues it.
     """
     folder = Path(folder).expanduser()
     manifest = folder / MANIFEST
     try:
         digests = dict(json.loads(manifest.read_bytes()))
     except (OSError, ValueError, TypeError):
-        digests = {}  # it can always be made anew from the photographs
+        digests = {}  # missing or damaged: the photographs are checked again
     for image_id in tqdm(sorted(set(image_ids)), desc="COCO photographs", unit="file", disable=not progress):
         name = coco_name(image_id)
         path = folder / name

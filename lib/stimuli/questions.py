@@ -1,7 +1,7 @@
-"""What a model is asked: question text, splits, and every behavioural item (floor 1: no model code).
+"""What a model is asked: question texts, splits, and every behavioural item (PROTOCOL.md 1; floor 1: no model code).
 
-An item is one question about one picture, with its answer and candidates. Pictures are not drawn here: an
-item holds the scene, and `item.scene.image(canvas)` draws it.
+An item is one question about one picture, with its answer and candidates. Pictures are not drawn here: an item holds
+the scene, and `item.scene.image(canvas)` draws it.
 """
 
 from __future__ import annotations
@@ -83,10 +83,10 @@ def side_question(subject: str, reference: str, options: tuple[str, str], form: 
 
 @cache
 def held_out_triples(setting: str, grid: Grid) -> frozenset[tuple[Entity, Entity, Entity]]:
-    """A third of the ordered triples, closed under mirroring, kept out of every line in training.
+    """A third of the ordered triples, closed under mirroring, that no line of the training data shows.
 
-    Every model is scored on all triples; `split` says which of them are `test` (never seen) and which `train`
-    (seen, but never in the centred place of the evaluation).
+    Every model is scored on all triples; `split` tells `test` triples (not in training) from `train` triples (in
+    training, but never centred as in the evaluation).
     """
     triples = [t for t in ordered_triples(setting, grid) if str(t[0]) < str(t[2])]
     order = np.random.default_rng(20260322).permutation(len(triples))
@@ -95,12 +95,12 @@ def held_out_triples(setting: str, grid: Grid) -> frozenset[tuple[Entity, Entity
 
 
 def split(setting: str, triple: tuple[Entity, Entity, Entity], grid: Grid) -> str:
-    """`test` for a triple no reference model saw in this order in training, else `train`.
+    """`test` for a triple that no reference model saw in this order in training, else `train`.
 
-    A user's own object pictures are `test`: no reference model saw them at all.
+    Triples of a user's own object pictures are `test`: no reference model saw them at all.
     """
-    own = any(entity.folder for entity in triple)
-    return "test" if own or tuple(triple) in held_out_triples(setting, grid) else "train"
+    from_folder = any(entity.folder for entity in triple)
+    return "test" if from_folder or tuple(triple) in held_out_triples(setting, grid) else "train"
 
 
 # --- items about neighbours ---------------------------------------------------------------------------------
@@ -118,9 +118,9 @@ class Picture(Protocol):
 class Item:
     """One question about the entity next to another one.
 
-    entities: in slot order (lattices: row by row, None for an empty place). target, reference: their places
-    in `entities`. candidates: the answer, then the names of the other entities in slot order, last the
-    reference's; for three entities these are the ROLES target, opposite, reference.
+    entities: in the order of their places (lattices: row by row, None for an empty place). target, reference: their
+    places in `entities`. candidates: the answer, then the names of the other entities in the order of their places,
+    last the name of the reference; of three entities these are the ROLES target, opposite, reference.
     """
 
     setting: str
@@ -154,8 +154,7 @@ def line_item(
     shift: tuple[int, int] = (0, 0),
     backdrop: Backdrop | None = None,
 ) -> Item:
-    """The question about the neighbour of the middle entity of a row (left, right) or column (above,
-    below)."""
+    """The question about the neighbour of the middle entity of a row (left, right) or column (above, below)."""
     if direction not in DIRECTIONS:
         raise unknown("direction", direction, DIRECTIONS)
     target = 0 if direction in ("left", "above") else 2
@@ -182,9 +181,8 @@ def questions(
 ) -> list[Item]:
     """All behavioural items of a setting: every ordered triple in every direction (480, 480, 1344).
 
-    shift: (rows, columns) in tokens, of the whole line. photographs: with these, every picture gets its own
-    random cut-out as background (`seed`), the same one for both questions about it. objects: a folder of your
-    own pictures.
+    shift: (rows, columns) of the whole line, in tokens. photographs: the background of every picture is a random
+    cut-out of one of these (`seed`), the same one for both questions about it. objects: a folder of other pictures.
     """
     triples = ordered_triples(setting, grid, objects)
     rng = np.random.default_rng(seed)
@@ -200,12 +198,12 @@ def questions(
 
 
 def thinned(items: list[Item], n: int, seed: int = 0) -> list[Item]:
-    """n of the items drawn at random, the same number in every direction, in their order."""
+    """n of the items at random, the same number in every direction, in their original order."""
     rng = np.random.default_rng(seed)
     out = []
     for direction in DIRECTIONS:
-        own = [item for item in items if item.direction == direction]
-        out += [own[k] for k in sorted(rng.permutation(len(own))[: n // len(DIRECTIONS)])]
+        asked = [item for item in items if item.direction == direction]
+        out += [asked[k] for k in sorted(rng.permutation(len(asked))[: n // len(DIRECTIONS)])]
     return out
 
 
@@ -214,11 +212,11 @@ def lattice_questions(
 ) -> list[Item]:
     """Questions about `count` random 2x2 or 3x3 lattices, one per direction and lattice.
 
-    Which neighbours: the target is the entity in the next place of the reference's own row (left, right) or
-    column (above, below); the reference is drawn among those that have one. All entities differ, so that
-    every name means one thing; a 3x3 lattice therefore holds all entities of a setting that has fewer than
-    nine (squares and shapes 6, objects 8) and its other places are empty. Split: `test` when a full row or
-    column is a held-out triple (no scene of the reference models' training holds one), else `train`.
+    The target is the entity at the next place of the reference's row (left, right) or column (above, below); the
+    reference is drawn from the entities that have such a neighbour. No two entities are equal, so that every name is
+    unambiguous; a 3x3 lattice therefore shows all entities of a setting that has fewer than nine (squares and shapes
+    6, objects 8), and its other places are empty. Split: `test` if a full row or column is a held-out triple, which no
+    training scene shows, else `train`.
     """
     if size not in (2, 3):
         raise UserError(f"There is no {size} x {size} lattice: choose size 2 or 3.")
@@ -232,7 +230,7 @@ def lattice_questions(
         flat: list[Entity | None] = [None] * size**2
         for k, place in zip(chosen, places, strict=True):
             flat[place] = things[k]
-        asked = {d: [p for p in places if _next(flat, p, d, size)] for d in DIRECTIONS}
+        asked = {d: [p for p in places if _neighbour(flat, p, d, size)] for d in DIRECTIONS}
         if not all(asked.values()):
             continue  # no two neighbours in some direction
         rows = [tuple(flat[r * size : (r + 1) * size]) for r in range(size)]
@@ -258,8 +256,8 @@ def lattice_questions(
     return items
 
 
-def _next(flat: list[Entity | None], place: int, direction: str, size: int) -> Entity | None:
-    """The entity in the next place of a lattice in a direction, None where there is none."""
+def _neighbour(flat: list[Entity | None], place: int, direction: str, size: int) -> Entity | None:
+    """The entity at the next place of a lattice in a direction, None where there is none."""
     row, column = divmod(int(place), size)
     row += {"above": -1, "below": 1}.get(direction, 0)
     column += {"left": -1, "right": 1}.get(direction, 0)
@@ -271,10 +269,10 @@ def _next(flat: list[Entity | None], place: int, direction: str, size: int) -> E
 
 @dataclass(frozen=True)
 class SideItem:
-    """On which side of the reference is the subject? Asked twice, options in both orders (PROTOCOL.md 1).
+    """On which side of the reference is the subject? Asked twice, with the options in both orders (PROTOCOL.md 1).
 
-    key: the picture's name, the same for all items about it. Boxes in pixels of a picture of `size` (width,
-    height), as `tokens.box_tokens(box, grid, size)` takes them.
+    key: the name of the picture, the same for all items about it. Boxes are in pixels of a picture of `size` (width,
+    height), as `token_sets.box_tokens(box, grid, size)` takes them.
     """
 
     setting: str
@@ -301,17 +299,16 @@ class SideItem:
         return self.relation, OPPOSITE[self.relation]
 
     def questions(self, form: str = "reference_point") -> tuple[str, str]:
-        """The two texts: options as left-right (above-below), then reversed; form as in `side_question`."""
+        """Both texts: options as left-right (above-below), then reversed; form as in `side_question`."""
         options = ("left", "right") if self.orientation == "horizontal" else ("above", "below")
         return tuple(side_question(self.subject, self.reference, o, form) for o in (options, options[::-1]))
 
 
-MARGIN = 0.1  # of the canvas: centres nearer than this along an axis have no clear relation there
+MARGIN = 0.1  # of the canvas: centres nearer than this along an axis have no clear relation along it
 
 
 def side_of(subject: tuple[float, float], reference: tuple[float, float], axis: int, margin: float = 0.0) -> str | None:
-    """The side of one centre (x, y) seen from another along axis 0 (x) or 1 (y); None when nearer than
-    margin."""
+    """The side of one centre (x, y) relative to another along axis 0 (x) or 1 (y); None when nearer than margin."""
     difference = subject[axis] - reference[axis]
     if difference == 0 or abs(difference) < margin:
         return None
@@ -326,12 +323,10 @@ def natural_questions(
     per_scene: int = 2,
     objects: str | Path | None = None,
 ) -> list[SideItem]:
-    """n items about naturalistic scenes on the given photographs (for evaluation:
-    scenes.HELD_OUT_PHOTOGRAPHS).
+    """n items about naturalistic scenes on the given photographs (for evaluation: scenes.HELD_OUT_PHOTOGRAPHS).
 
-    A relation along an axis is asked only where the two centres differ by at least a tenth of the canvas
-    along it. From each scene at most `per_scene` of its relations, drawn at random, each of two objects in
-    random order.
+    A relation along an axis is asked only where the two centres differ by at least a tenth of the canvas along it. Each
+    scene gives at most `per_scene` of its relations, chosen at random, each of two objects in random order.
     """
     if not photographs:
         raise UserError("Naturalistic scenes need photographs: pass scenes.HELD_OUT_PHOTOGRAPHS, say.")

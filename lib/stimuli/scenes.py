@@ -1,7 +1,7 @@
-"""Grids, entities and pictures: everything a model is shown (floor 1: numpy and Pillow only).
+"""Scenes: entities on a canvas, and the pictures drawn from them (floor 1: numpy and Pillow only).
 
-A scene is data - entities, boxes in pixels, a backdrop - and `render` turns it into a picture. The same scene
-always gives the same pixels. Coordinates are (x, y) in pixels from the top left; image tokens (row, column).
+A scene is data (entities, boxes in pixels, a backdrop), and `render` turns it into a picture; the same scene always
+gives the same pixels. Coordinates are (x, y) in pixels from the top left; image tokens are (row, column).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Entity:
 
     @property
     def name(self) -> str:
-        """The candidate answer that stands for this entity: its colour, or the object's name."""
+        """The candidate answer for this entity: its colour, or the object's name."""
         return self.colour or self.noun
 
     def __str__(self) -> str:
@@ -58,15 +58,14 @@ class Entity:
 
 
 def palette(grid: Grid) -> tuple[str, ...]:
-    """The six colours of a family; Pixtral reads a thin brown cross as red, so it gets orange for brown."""
-    fifth = "orange" if grid.name == "pixtral" else "brown"
-    return ("red", "green", "blue", "black", fifth, "gray")
+    """The six colours of squares and shapes on a grid."""
+    return ("red", "green", "blue", "black", grid.fifth_colour, "gray")
 
 
 def entities(setting: str, grid: Grid, objects: str | Path | None = None) -> tuple[Entity, ...]:
     """The entities of a setting: squares (6), shapes (6, each with one colour) or objects (8).
 
-    objects: a folder of your own pictures for the setting `objects`, see `own_objects`.
+    objects: a folder of other pictures for the setting `objects`, see `own_objects`.
     """
     match setting:
         case "squares":
@@ -81,8 +80,8 @@ def entities(setting: str, grid: Grid, objects: str | Path | None = None) -> tup
 def own_objects(folder: str | Path) -> tuple[Entity, ...]:
     """One entity per PNG of a folder, in alphabetical order; the file's name is the object's name.
 
-    Every picture is opened at once, so that a bad one (unreadable, without transparency) is a UserError here,
-    not in the middle of a run. Five pictures are the least that last-token pairs can be built from.
+    Every picture is opened here, so that a bad one (unreadable, without transparency) is a UserError now and not in
+    the middle of a run. Last-token pairs need at least five pictures.
     """
     folder = Path(folder).expanduser().resolve()
     if not folder.is_dir():
@@ -122,15 +121,15 @@ class Backdrop:
     """A square cut-out of a photograph."""
 
     photograph: str
-    left: float = 0.0  # where it lies in the room that is left, 0 to 1
+    left: float = 0.0  # its offset as a fraction of the largest possible one, 0 to 1
     top: float = 0.0
-    part: float = 1.0  # its side as a fraction of the photograph's shorter edge
+    part: float = 1.0  # its side as a fraction of the shorter edge of the photograph
     mirrored: bool = False
 
 
 @dataclass(frozen=True)
 class Finish:
-    """What makes a picture less clean: light falling off in a direction, contrast, sensor noise, clutter."""
+    """What makes a picture look less like a drawing: uneven light, contrast, sensor noise, clutter."""
 
     light: float = 0.0  # strength of a linear gradient, 0 = even light, .5 = half as bright at the far side
     direction: float = 0.0  # degrees, where the light comes from
@@ -142,7 +141,7 @@ class Finish:
 
 @dataclass(frozen=True)
 class Scene:
-    """What is in a picture. canvas: side in pixels; later placements lie above earlier ones."""
+    """What is in a picture. canvas: side in pixels; later placements cover earlier ones."""
 
     canvas: int
     placements: tuple[Placement, ...] = ()
@@ -150,7 +149,7 @@ class Scene:
     finish: Finish | None = None
 
     def image(self, canvas: int) -> Image.Image:
-        """The picture on a canvas of this side in pixels; every kind of picture here has this method."""
+        """The picture on a canvas of this side in pixels (the method that `questions.Picture` asks for)."""
         return render(self if canvas == self.canvas else resized(self, canvas))
 
 
@@ -169,13 +168,13 @@ def line_scene(
 ) -> Scene:
     """Three entities in a centred row ("horizontal") or column ("vertical").
 
-    None leaves a slot empty: (None, e, None) is an isolated-middle reference, (None,) * 3 the empty one.
+    None leaves a place empty: (None, e, None) shows e alone in the middle, (None,) * 3 is the empty canvas.
     shift: whole-scene displacement (rows, columns) in tokens.
     """
-    places = [grid.place(slot, orientation, shift) for slot in range(3)]
+    corners = [grid.first_token(place, orientation, shift) for place in range(3)]
     placements = tuple(
-        Placement(entity, token_box(*place, grid.entity, grid))
-        for entity, place in zip(triple, places, strict=True)
+        Placement(entity, token_box(*corner, grid.entity, grid))
+        for entity, corner in zip(triple, corners, strict=True)
         if entity is not None
     )
     return Scene(grid.canvas, placements, backdrop)
@@ -215,14 +214,14 @@ def random_backdrop(rng: np.random.Generator, photographs: tuple[str, ...]) -> B
 def natural_scene(
     rng: np.random.Generator, canvas: int, photographs: tuple[str, ...], objects: tuple[Entity, ...] = ()
 ) -> Scene:
-    """The naturalistic setting: 2-5 objects of threefold sizes, off the grid, overlapping, in clutter.
+    """The naturalistic setting: 2 to 5 objects of sizes that differ up to threefold, off the grid, overlapping, in clutter.
 
-    objects: what to draw from; without them the project's own eight.
+    objects: the entities to choose from, by default the eight of data/objects/.
     """
     things = objects or tuple(Entity(name) for name in OBJECT_NAMES)
     placements: list[Placement] = []
     for k in rng.choice(len(things), size=rng.integers(2, 6), replace=False):
-        for _ in range(50):  # a crowded canvas may have no free place left: then the object is left out
+        for _ in range(50):  # a crowded canvas may have no room left: then the object is left out
             side = canvas * rng.uniform(0.11, 0.33)
             x, y = rng.uniform(0, canvas - side, size=2)
             box = (x, y, x + side, y + side)

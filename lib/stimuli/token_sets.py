@@ -1,9 +1,8 @@
 """Sets of image tokens as index arrays (floor 1: numpy only).
 
-Every set is an int64 array of flat indices r * N + c on the N x N grid of a family. Sets are in raster order,
-except the regions of `exchange`, which come in twos whose k-th tokens belong together. A row of entities
-("horizontal") has strips that are bands of columns, a column of entities ("vertical") strips that are bands
-of rows.
+Every set is an int64 array of flat indices r * N + c on the N x N grid of a family. Sets are in raster order, except
+those of `interchange_regions`, which come in pairs whose k-th tokens belong together. The strips of a row of entities
+("horizontal") are bands of columns, those of a column of entities ("vertical") bands of rows.
 """
 
 from __future__ import annotations
@@ -15,7 +14,8 @@ from lib.stimuli.grids import ORIENTATIONS, Box, Grid
 
 Tokens = np.ndarray  # int64 [token]
 
-REGIONS = ("object", "strip", "background_strip", "middle", "random")
+REGIONS = ("object", "strip", "background_strip", "middle", "random")  # of an interchange
+PARTS = ("none", "random", "background", "object", "both")  # of an ablation
 
 
 def block(grid: Grid, rows, columns) -> Tokens:
@@ -23,29 +23,29 @@ def block(grid: Grid, rows, columns) -> Tokens:
     return np.add.outer(np.asarray(rows) * grid.side, np.asarray(columns)).ravel().astype(np.int64)
 
 
-def object_tokens(grid: Grid, orientation: str, slot: int, shift: tuple[int, int] = (0, 0)) -> Tokens:
-    """The S*S tokens of the entity in a slot (0, 1, 2), as `line_scene` places it."""
-    row, column = grid.place(slot, orientation, shift)
+def object_tokens(grid: Grid, orientation: str, place: int, shift: tuple[int, int] = (0, 0)) -> Tokens:
+    """The S*S tokens of the entity at a place (0, 1, 2) of a line, as `line_scene` draws it."""
+    row, column = grid.first_token(place, orientation, shift)
     return block(grid, np.arange(row, row + grid.entity), np.arange(column, column + grid.entity))
 
 
-def strip_tokens(grid: Grid, orientation: str, slot: int, width: int | None = None) -> Tokens:
-    """The strip of a slot over the whole canvas: width * N tokens; without `width` the family's own strip.
+def strip_tokens(grid: Grid, orientation: str, place: int, width: int | None = None) -> Tokens:
+    """The strip of a place over the whole canvas: width * N tokens; without `width` the family's own strip.
 
-    A narrower strip (the dose of PROTOCOL.md 8) keeps the columns (rows) of the strip whose centres are
-    nearest to the object's centre; of two equally near the one towards the canvas edge. So it always holds
-    the object, widths are nested, and first and last strip mirror each other wherever the objects do. Widths
-    below the object's own side or above the strip's are a UserError.
+    A narrower strip (the dose of PROTOCOL.md 8.6) keeps the columns (rows) whose centres are nearest to the object's
+    centre; of two equally near the one towards the canvas edge. It therefore always contains the object, widths are
+    nested, and first and last strip mirror each other wherever the objects do. A width below that of the object or
+    above that of the strip is a UserError.
     """
-    band = np.array(grid.strip_range(slot))
+    band = np.array(grid.strip_range(place))
     if width is not None:
         if not grid.entity <= width <= len(band):
             raise UserError(
-                f"A strip of width {width} is not possible on the {grid.name} grid: slot {slot} takes widths "
+                f"A strip of width {width} is not possible on the {grid.name} grid: place {place} takes widths "
                 f"{grid.entity} to {len(band)}."
             )
-        centre = grid.starts[slot] + (grid.entity - 1) / 2
-        outwards = band if slot < 2 else -band
+        centre = grid.starts[place] + (grid.entity - 1) / 2
+        outwards = band if place < 2 else -band
         band = np.sort(band[np.lexsort((outwards, np.abs(band - centre)))[:width]])
     everywhere = np.arange(grid.side)
     if orientation == "horizontal":
@@ -55,14 +55,14 @@ def strip_tokens(grid: Grid, orientation: str, slot: int, width: int | None = No
     raise unknown("orientation", orientation, ORIENTATIONS)
 
 
-def background_strip(grid: Grid, orientation: str, slot: int, width: int | None = None) -> Tokens:
-    """The strip of a slot without its object."""
-    return np.setdiff1d(strip_tokens(grid, orientation, slot, width), object_tokens(grid, orientation, slot))
+def background_strip(grid: Grid, orientation: str, place: int, width: int | None = None) -> Tokens:
+    """The strip of a place without its object."""
+    return np.setdiff1d(strip_tokens(grid, orientation, place, width), object_tokens(grid, orientation, place))
 
 
 def background(grid: Grid, orientation: str, shift: tuple[int, int] = (0, 0)) -> Tokens:
     """Everything outside the three objects."""
-    objects = [object_tokens(grid, orientation, slot, shift) for slot in range(3)]
+    objects = [object_tokens(grid, orientation, place, shift) for place in range(3)]
     return np.setdiff1d(np.arange(grid.side**2), np.concatenate(objects))
 
 
@@ -74,23 +74,23 @@ def random_background(grid: Grid, orientation: str, count: int, rng: np.random.G
     return np.sort(rng.choice(pool, count, replace=False))
 
 
-def exchange(
+def interchange_regions(
     grid: Grid,
     orientation: str,
     region: str,
     width: int | None = None,
     rng: np.random.Generator | None = None,
 ) -> tuple[Tokens, Tokens]:
-    """Two aligned regions to exchange, of slot 0 and slot 2: their k-th tokens take each other's place.
+    """Two aligned regions to interchange, of place 0 and place 2: their k-th tokens belong together.
 
-    object: the objects, raster order. strip: object first, then the rest of the strip, each in raster order -
-    on grids where the object stands at different offsets within the two outer strips (Gemma-3, Pixtral) this
-    keeps object on object. background_strip: the same without the object. middle: the middle strip twice (its
-    tokens stay in place, a control). random: two disjoint random sets of background tokens, as many as
-    background_strip has; needs `rng`. width: of strips, see `strip_tokens`.
+    object: the objects, in raster order. strip: the object, then the rest of the strip, each in raster order, so that
+    object falls on object on grids where it stands at different offsets within the two outer strips (Gemma-3,
+    Pixtral). background_strip: the same without the object. middle: the middle strip twice (its tokens stay in place, a
+    control). random: two disjoint random sets of background tokens, as many as background_strip has; needs `rng`.
+    width: of strips, see `strip_tokens`.
     """
-    objects = [object_tokens(grid, orientation, slot) for slot in (0, 2)]
-    rests = [background_strip(grid, orientation, slot, width) for slot in (0, 2)]
+    objects = [object_tokens(grid, orientation, place) for place in (0, 2)]
+    rests = [background_strip(grid, orientation, place, width) for place in (0, 2)]
     match region:
         case "object":
             return tuple(objects)
@@ -110,21 +110,12 @@ def exchange(
     raise unknown("region", region, REGIONS)
 
 
-def mirrored(grid: Grid, orientation: str, tokens: Tokens) -> Tokens:
-    """The tokens on the other side of the canvas along the axis, token by token."""
-    row, column = np.divmod(np.asarray(tokens), grid.side)
-    last = grid.side - 1
-    row, column = (row, last - column) if orientation == "horizontal" else (last - row, column)
-    return row * grid.side + column
-
-
 def box_tokens(box: Box, grid: Grid, size: tuple[int, int] | None = None) -> Tokens:
-    """The tokens of a thing that need not lie on the grid.
+    """The tokens of an object that need not lie on the grid, from its box.
 
-    Rule: every token of which the box covers at least half the area, and always the token that holds the
-    box's centre, so that no box is without tokens. box: (x0, y0, x1, y1) in pixels of a picture of `size`
-    (width, height), which is squeezed to the square canvas as `image(canvas)` does; without size, in pixels
-    of the canvas itself.
+    Every token of which the box covers at least half the area, and always the token at the centre of the box, so that
+    no box is without tokens. box: (x0, y0, x1, y1) in pixels of a picture of `size` (width, height) that is resized to
+    the square canvas as `image(canvas)` does; without size, in pixels of the canvas itself.
     """
     width, height = size or (grid.canvas, grid.canvas)
     x0, x1 = (x * grid.side / width for x in (box[0], box[2]))  # in tokens
@@ -138,11 +129,11 @@ def box_tokens(box: Box, grid: Grid, size: tuple[int, int] | None = None) -> Tok
     return np.flatnonzero(covered)
 
 
-PARTS = ("none", "random", "background", "object", "both")
-
-
 def part_tokens(grid: Grid, orientation: str, part: str, rng: np.random.Generator | None = None) -> Tokens:
-    """The tokens that a partial ablation replaces; random: as many background tokens as there are object tokens."""
+    """The tokens that a partial ablation replaces; random: as many background tokens as there are object tokens.
+
+    An unknown part is a UserError.
+    """
     match part:
         case "none":
             return np.array([], dtype=np.int64)
