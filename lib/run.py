@@ -18,13 +18,10 @@ from pathlib import Path
 
 from lib import files, places
 from lib.artifact import record, storage
-from lib.artifact.notebooks import Notebook, choose_notebooks, tidy, write_notebook
+from lib.artifact.notebooks import PLAN, Notebook, choose_notebooks, tidy, write_notebook
 from lib.engine.checkpoints import Model, find_model, hub_digest, known_models, shipped
 from lib.errors import UserError, cli, unknown
 from lib.places import show
-
-# Without --model: these models, each on these notebooks (None: all). A contrast is left out where it is not shipped.
-PLAN = {"reference": None, "joint": ("02", "03", "04"), "joint_random": ("02", "03", "04")}
 
 # What to run: models, notebooks, parameters
 

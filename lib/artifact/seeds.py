@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from lib import places, run
+from lib import places
 from lib.artifact import figures, ledger, storage
+from lib.artifact.notebooks import PLAN
 from lib.engine.checkpoints import seeds
 from lib.errors import UserError, cli
 from lib.places import show
@@ -35,7 +36,7 @@ def run_others(work: Path, fresh: bool) -> int:
     code."""
     codes = [0]
     for recipe in RECIPES:
-        chosen = run.PLAN[recipe]
+        chosen = PLAN[recipe]
         names = [name for number, name in seeds(recipe).items() if number]
         if names:
             words = ["--model", ",".join(names), "--outputs", str(work), *(["--fresh"] if fresh else [])]

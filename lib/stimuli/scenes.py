@@ -214,7 +214,7 @@ def random_backdrop(rng: np.random.Generator, photographs: tuple[str, ...]) -> B
 def natural_scene(
     rng: np.random.Generator, canvas: int, photographs: tuple[str, ...], objects: tuple[Entity, ...] = ()
 ) -> Scene:
-    """The naturalistic setting: 2 to 5 objects of different sizes (up to threefold), off the grid, overlapping, in clutter.
+    """The naturalistic setting: 2 to 5 objects of sizes that differ up to threefold, off the grid, in clutter.
 
     objects: the entities to choose from, by default the eight of data/objects/.
     """
