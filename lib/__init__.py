@@ -1,4 +1,7 @@
-"""The helper library of this artifact; notebooks only `import lib`. DESIGN: each floor imports from the ones below."""
+"""The library of this artifact, in folders that follow the pipeline; notebooks only `import lib`.
+
+A folder imports only from the floors below it (pyproject.toml, tool.importlinter).
+"""
 
 import warnings
 

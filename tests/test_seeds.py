@@ -66,7 +66,7 @@ def shipped_seeds():
 
 @pytest.mark.parametrize("name", shipped_seeds())
 def test_every_shipped_seed_reaches_the_bar(name):
-    """At least .98 in each direction on lines of three that training never showed (DESIGN: reference models)."""
+    """At least .98 in each direction on lines of three that training never showed."""
     table = pd.read_csv(places.MODELS / name / "accuracy.csv")
     tested = table[table["setting"].isin(SETTINGS) & (table["split"] == "test")]
     assert len(tested) == 12 and (tested["accuracy"] >= 0.98).all()
