@@ -29,7 +29,7 @@ class Oracle:
             for name in names:
                 share = 0.7 if name == chosen else 0.3 / (len(names) - 1)
                 rows.append((item, name, share, 0.0, chosen, name == chosen))
-        return pd.DataFrame(rows, columns=["item", "word", "probability", "logit", "top", "first"])
+        return pd.DataFrame(rows, columns=["item", "word", "probability", "logit", "top", "is_top"])
 
 
 def test_a_model_that_is_always_right_scores_one_and_the_opposite_one_zero():

@@ -19,7 +19,8 @@ from jaxtyping import Float, Int
 from lib.analysis import statistics
 from lib.analysis.line_images import Lines
 from lib.analysis.probes import Probe, shuffled_labels, train
-from lib.engine.vlm import VLM, ImageTokens
+from lib.engine.tensors import ImageTokens
+from lib.engine.vlm import VLM
 from lib.stimuli import token_sets
 from lib.stimuli.grids import Grid
 from lib.stimuli.questions import DIRECTIONS, ORIENTATION, line_item
@@ -216,4 +217,4 @@ def right(vlm: VLM, pictures: Lines) -> Float[np.ndarray, "image direction"]:
     index = np.repeat(np.arange(len(pictures.triples)), len(asked))
     words = [item.candidates for item in items]
     found = vlm.answer(pictures.images, [item.question for item in items], words, index, progress=False)
-    return found.groupby("item")["first"].first().to_numpy(dtype=float).reshape(-1, len(asked))
+    return found.groupby("item")["is_top"].first().to_numpy(dtype=float).reshape(-1, len(asked))

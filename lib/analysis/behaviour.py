@@ -36,7 +36,7 @@ def behaviour(vlm: VLM, items: Sequence[Item], progress: bool = True) -> pd.Data
             "item": number,
             "answer": item.answer,
             "top": rows["top"].iloc[0],
-            "correct": bool(rows["first"].iloc[0]),
+            "correct": bool(rows["is_top"].iloc[0]),
             "target": rows["probability"].iloc[0],
             "opposite": rows["probability"].iloc[1:-1].sum(),
             "reference": rows["probability"].iloc[-1],
@@ -55,7 +55,7 @@ def side_behaviour(vlm: VLM, items: Sequence[SideItem], form: str = "", progress
     pictures = [item.scene.image(vlm.grid.canvas) for item in items for _ in range(2)]
     texts = [text for item in items for text in item.questions(form or vlm.family.side_form)]
     answers = vlm.answer(pictures, texts, [item.candidates for item in items for _ in range(2)], progress=progress)
-    right = answers.groupby("item")["first"].first().to_numpy().reshape(-1, 2)
+    right = answers.groupby("item")["is_top"].first().to_numpy().reshape(-1, 2)
     return pd.DataFrame(
         {
             "setting": item.setting,
