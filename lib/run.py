@@ -18,8 +18,9 @@ from pathlib import Path
 
 from lib import files, places
 from lib.artifact import record, storage
-from lib.artifact.notebooks import PLAN, Notebook, choose_notebooks, tidy, write_notebook
+from lib.artifact.notebooks import Notebook, choose_notebooks, tidy, write_notebook
 from lib.engine.checkpoints import Model, find_model, hub_digest, known_models, shipped
+from lib.engine.embedded import DEFAULT, PLAN
 from lib.errors import UserError, cli, unknown
 from lib.places import show
 
@@ -29,7 +30,7 @@ from lib.places import show
 def choose_jobs(specs: list[str], notebooks: list[Notebook], folder: Path) -> list[tuple[Model, Notebook]]:
     """Models as given, each with the notebooks by number; without models, as PLAN has it."""
     models = {}
-    for spec in specs or [name for name in PLAN if name == "reference" or name in shipped(folder)]:
+    for spec in specs or [name for name in PLAN if name == DEFAULT or name in shipped(folder)]:
         model = find_model(spec, folder)
         if models.setdefault(model.name, model) != model:
             raise UserError(f"two models are called {model.name!r}: rename one, results go by that name")
@@ -111,8 +112,8 @@ def run_notebook(notebook: Notebook, model: Model, parameters: dict) -> float:
     with tempfile.TemporaryDirectory(prefix="run-") as folder:
         draft = Path(folder).resolve() / executed.name
         hidden = {model.argument: model.name, str(draft): draft.name}
-        told = {"notebook": notebook.name, "notebook_parameters": wanted["parameters"]}
-        os.environ["DUAL_NOTEBOOK"] = json.dumps(told)  # the kernel inherits it; provenance names it
+        running = {"notebook": notebook.name, "notebook_parameters": wanted["parameters"], "lib": wanted["lib"]}
+        os.environ["DUAL_NOTEBOOK"] = json.dumps(running)  # the kernel inherits it; provenance names it
         try:
             papermill.execute_notebook(
                 notebook.path,

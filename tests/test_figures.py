@@ -13,7 +13,7 @@ from lib.artifact import figures, storage
 
 DRAW = """
 import pandas as pd
-from lib import figures
+from lib.artifact import figures
 figures.use_style()
 fig, ax = figures.panels(width=3.4)
 data = pd.DataFrame({"slot": [0, 1, 2], "probability": [.1, .5, .9], "low": [0, .4, .8], "high": [.2, .6, 1]})

@@ -56,7 +56,6 @@ def test_corrupt_results_are_refused(tmp_path, table, note, damage):
             path.write_bytes(b"")
         case "list note":
             beside.write_text("[]")
-    assert not storage.is_done(path, note)
     with pytest.raises(UserError, match="make run"):
         storage.read_csv(path)
 
@@ -65,20 +64,6 @@ def test_another_schema_is_refused(tmp_path, table, note):
     path = storage.write_csv(table, tmp_path / "t.csv", note | {"schema": 0})
     with pytest.raises(UserError, match="schema 0"):
         storage.read_csv(path)
-
-
-def test_is_done_compares_what_matters(tmp_path, table, note):
-    path = storage.write_csv(table, tmp_path / "t.csv", note)
-    assert storage.is_done(path, note)
-    assert storage.is_done(path, note | {"commit": "another", "versions": {}})
-    for key, value in (("seed", 1), ("model", "joint"), ("lib", "x"), ("parameters", {"n": 51})):
-        assert not storage.is_done(path, note | {key: value})
-    assert not storage.is_done(tmp_path / "absent.csv", note)
-
-
-def test_tuples_in_parameters_still_match(tmp_path, table):
-    note = storage.provenance("reference", 0, sizes=(1, 2))
-    assert storage.is_done(storage.write_csv(table, tmp_path / "t.csv", note), note)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("bug"), KeyboardInterrupt(), OSError(errno.ENOSPC, "full")])

@@ -20,7 +20,7 @@ from lib.errors import UserError
 
 RECORD = """
 import sys
-from lib import ledger
+from lib.artifact import ledger
 notebook, metric = sys.argv[1:]
 for n in range(1, 11):
     ledger.record("reference", [ledger.row(metric, 0.9, 0.8, 1.0, n, notebook, "cell")], notebook, seed=0)
@@ -35,7 +35,6 @@ def row(metric="strip_effect", value=0.9, notebook="01_first", **where):
 def house(tmp_path, monkeypatch):
     """outputs/ with one run, one figure and one ledger, all in order; returns the notebooks."""
     monkeypatch.setenv("DUAL_OUTPUTS", str(tmp_path / "out"))
-    monkeypatch.setenv("DUAL_NOTEBOOK", '{"notebook": "01_first", "notebook_parameters": {"seed": 0}}')
     cells = [
         nbformat.v4.new_code_cell('model = "reference"', metadata={"tags": ["parameters"]}, id="a"),
         nbformat.v4.new_code_cell('figures.save(figure, "01-curve", data)', id="b"),
@@ -43,9 +42,11 @@ def house(tmp_path, monkeypatch):
     source = tmp_path / "01_first.ipynb"
     nbformat.write(nbformat.v4.new_notebook(cells=cells), source)
     notebook = load_notebook(source)
+    running = {"notebook": "01_first", "notebook_parameters": {"seed": 0}, "lib": record.code_digest(notebook)}
+    monkeypatch.setenv("DUAL_NOTEBOOK", json.dumps(running))
     executed, stamp = record.run_files("01_first", "reference")
     files.write_bytes(executed, source.read_bytes())
-    made_of = {"schema": storage.SCHEMA, "lib": storage.lib_digest(), "notebook": notebook.digest}
+    made_of = {"schema": storage.SCHEMA, "lib": record.code_digest(notebook), "notebook": notebook.digest}
     storage.write_json(made_of | {"executed": files.file_digest(executed)}, stamp)
     figure, _ = figures.panels()
     figures.save(figure, "01-curve", pd.DataFrame({"x": [1]}))
@@ -100,7 +101,7 @@ def test_few_units_give_no_verdict():
 def test_models_beside_the_own_one_count_where_a_notebook_loads_them(house, tmp_path):
     write = lambda name: storage.write_json({"name": name}, tmp_path / name / "config.json")  # noqa: E731
     alone = record.made_from(house[0], "reference", "digest", tmp_path)
-    beside = replace(house[0], source="for name in models.seeds(recipe): ...")
+    beside = replace(house[0], reads_all_models=True)
     with_others = record.made_from(beside, "reference", "digest", tmp_path)
     assert "shipped" not in alone and with_others["shipped"] == {}
     assert "shipped" not in record.made_from(beside, "joint", "digest", tmp_path)

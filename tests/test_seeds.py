@@ -14,9 +14,9 @@ from lib.stimuli.questions import SETTINGS
 def house(tmp_path, monkeypatch):
     """Two seeds of each recipe by name, ledgers of the published ones and of the others."""
     monkeypatch.setenv("DUAL_OUTPUTS", str(tmp_path / "outputs"))
-    members = {recipe: {0: recipe, 1: f"{recipe}-seed1"} for recipe in seeds.RECIPES}
+    members = {recipe: {0: recipe, 1: f"{recipe}-seed1"} for recipe in seeds.OVER_SEEDS}
     monkeypatch.setattr(seeds, "seeds", lambda recipe: members[recipe])
-    for recipe in seeds.RECIPES:
+    for recipe in seeds.OVER_SEEDS:
         write(recipe, 0.9)
     monkeypatch.setenv("DUAL_OUTPUTS", str(tmp_path / "work"))
     write("reference-seed1", 0.8)
@@ -61,7 +61,7 @@ def test_the_figure_has_a_panel_per_metric(house):
 
 
 def shipped_seeds():
-    return [name for recipe in seeds.RECIPES for name in checkpoints.seeds(recipe).values()]
+    return [name for recipe in seeds.OVER_SEEDS for name in checkpoints.seeds(recipe).values()]
 
 
 @pytest.mark.parametrize("name", shipped_seeds())

@@ -1,8 +1,6 @@
 """Notebooks as files: what a source notebook says of itself, and executed copies fit for version control."""
 
 import ast
-import hashlib
-import json
 import os
 import re
 import sys
@@ -12,6 +10,7 @@ from pathlib import Path
 import nbformat
 
 from lib import files, places
+from lib.artifact import digests
 from lib.errors import UserError, unknown
 from lib.places import show
 
@@ -26,6 +25,8 @@ class Notebook:
     title: str  # the first heading
     cost: str  # from a line such as "**Cost:** two minutes on two CPU cores"
     source: str  # of all cells
+    code: tuple[str, ...]  # of the code cells that compute, set-up left out
+    reads_all_models: bool  # does a cell tagged `all-models` put every shipped model beside its own?
     digest: str
 
     @property
@@ -45,7 +46,7 @@ def load_notebook(path: Path) -> Notebook:
     parameters, comments = parse_parameters(tagged[0] if tagged else "", path)
     if not isinstance(parameters.get("model"), str):
         raise UserError(f'{show(path)} has no cell tagged `parameters` that sets model = "...": add it')
-    source = json.dumps([[cell.cell_type, cell.source] for cell in cells])
+    code = tuple(cell.source for cell in cells if cell.cell_type == "code" and not digests.sets_up(cell))
     return Notebook(
         path,
         parameters,
@@ -53,7 +54,9 @@ def load_notebook(path: Path) -> Notebook:
         title[1] if title else path.stem,
         cost[1] if cost else "not stated",
         "\n".join(cell.source for cell in cells),
-        hashlib.sha256(source.encode()).hexdigest(),
+        code,
+        any("all-models" in cell.metadata.get("tags", []) for cell in cells),
+        digests.cells(cells),
     )
 
 

@@ -7,13 +7,11 @@ import pandas as pd
 
 from lib.artifact import ledger, record, seeds, storage
 from lib.engine.checkpoints import shipped
+from lib.engine.embedded import COMPARED
 from lib.errors import UserError, cli
 from lib.files import file_digest, write_bytes
 from lib.places import DATA, MODELS, ROOT, show
 from lib.stimuli.questions import SETTINGS
-
-# the models of the claims table, the default first
-COMPARED = ("reference", "joint", "joint_random")
 
 
 def checksums() -> str:
@@ -56,11 +54,11 @@ def over_seeds() -> str:
     """The claims over training seeds: values of all seeds by setting, and what the seeds say together."""
     table = storage.read_csv(seeds.folder() / "seeds.csv")
     said = seeds.agreed(table).set_index(["recipe", "metric", "setting"])["verdict"]
-    lines = [f"| claim | metric | {' | '.join(f'`{name}`' for name in seeds.RECIPES)} |"]
-    lines.append("|---|---|" + "---|" * len(seeds.RECIPES))
+    lines = [f"| claim | metric | {' | '.join(f'`{name}`' for name in seeds.OVER_SEEDS)} |"]
+    lines.append("|---|---|" + "---|" * len(seeds.OVER_SEEDS))
     for metric, measure in ledger.MEASURES.items():
         cells = []
-        for recipe in seeds.RECIPES:
+        for recipe in seeds.OVER_SEEDS:
             own = table[(table["recipe"] == recipe) & (table["metric"] == metric)]
             parts = []
             for setting, rows in own.groupby("setting", sort=False):

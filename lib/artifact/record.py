@@ -80,10 +80,15 @@ def made_from(notebook: Notebook, model: str, digest: str, models_folder: Path) 
 
     Versions are recorded beside it, not compared: they differ between machines that should agree.
     """
-    made = {"schema": storage.SCHEMA, "lib": storage.lib_digest(), "notebook": notebook.digest, "model": digest}
-    if model == notebook.parameters["model"] and "models.seeds(" in notebook.source:
+    made = {"schema": storage.SCHEMA, "lib": code_digest(notebook), "notebook": notebook.digest, "model": digest}
+    if model == notebook.parameters["model"] and notebook.reads_all_models:
         made["shipped"] = {name: folder_digest(folder) for name, folder in shipped(models_folder).items()}
     return made
+
+
+def code_digest(notebook: Notebook) -> str:
+    """Digest of the modules of lib that the notebook reaches by import."""
+    return storage.one_digest(notebook.code)
 
 
 def why_stale(executed: Path, stamp: Path, wanted: dict) -> str:
@@ -131,12 +136,13 @@ def stale_result(result: Path, by_name: dict[str, Notebook]) -> list[str]:
         note = storage.read_provenance(result)
     except UserError as error:
         return [str(error)]
-    found = [] if note.get("lib") == storage.lib_digest() else [f"{show(result)}: lib changed since"]
+    name = note.get("notebook")
+    wanted = code_digest(by_name[name]) if name in by_name else storage.lib_digest()
+    found = [] if note.get("lib") == wanted else [f"{show(result)}: lib changed since"]
     for kind, digest in note.get("pictures", {}).items():
         picture = result.with_suffix(f".{kind}")
         if not picture.is_file() or files.file_digest(picture) != digest:
             found.append(f"{show(picture)}: it is not the picture saved with its numbers")
-    name = note.get("notebook")
     if name in by_name and result.name != "ledger.json" and result.stem not in by_name[name].source:
         found.append(f"{show(result)}: notebook {name}, which made it, does not name it any more")
     return found

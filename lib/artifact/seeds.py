@@ -15,13 +15,12 @@ import pandas as pd
 
 from lib import places
 from lib.artifact import figures, ledger, storage
-from lib.artifact.notebooks import PLAN
 from lib.engine.checkpoints import seeds
+from lib.engine.embedded import OVER_SEEDS, PLAN
 from lib.errors import UserError, cli
 from lib.places import show
 from lib.stimuli.questions import SETTINGS
 
-RECIPES = ("reference", "joint")  # those of which several training seeds are shipped
 WORK = places.ROOT / "seeds"
 COLUMNS = ["recipe", "seed", "claim", "metric", "setting", "value", "low", "high", "n", "verdict"]
 
@@ -35,7 +34,7 @@ def run_others(work: Path, fresh: bool) -> int:
     """The notebooks of the plan on every seed but the published one, each recipe by a call of the runner; its exit
     code."""
     codes = [0]
-    for recipe in RECIPES:
+    for recipe in OVER_SEEDS:
         chosen = PLAN[recipe]
         names = [name for number, name in seeds(recipe).items() if number]
         if names:
@@ -48,7 +47,7 @@ def run_others(work: Path, fresh: bool) -> int:
 def collected(work: Path) -> pd.DataFrame:
     """The ledgers of all seeds, a row per recipe, seed, metric and setting; a UserError where one is missing."""
     rows = []
-    for recipe in RECIPES:
+    for recipe in OVER_SEEDS:
         for number, name in seeds(recipe).items():
             path = (work / name / "ledger.json") if number else ledger.path(name)
             if not path.is_file():
@@ -75,7 +74,7 @@ def draw(table: pd.DataFrame):
     for ax, metric in zip(axes.flat, metrics, strict=False):
         measure, part = ledger.MEASURES[metric], table[table["metric"] == metric]
         names = [name for name in (*SETTINGS, "naturalistic") if name in set(part["setting"])]
-        for place, recipe in enumerate(RECIPES):
+        for place, recipe in enumerate(OVER_SEEDS):
             rows, look = part[part["recipe"] == recipe], figures.look(recipe)
             order = rows["seed"].map(sorted(set(rows["seed"])).index)
             x = rows["setting"].map(names.index) + (place - 0.5) * 0.4 + (order - 1) * 0.1
@@ -87,7 +86,7 @@ def draw(table: pd.DataFrame):
         ax.set_xticks(range(len(names)), names)
     for ax in axes.flat[len(metrics) :]:
         ax.remove()
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(RECIPES))
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(OVER_SEEDS))
     return figure
 
 
@@ -100,7 +99,7 @@ def main(argv=None) -> int:
     if code:
         return code
     table = collected(arguments.work)
-    members = {recipe: list(seeds(recipe)) for recipe in RECIPES}
+    members = {recipe: list(seeds(recipe)) for recipe in OVER_SEEDS}
     figures.save(draw(table), "seeds", table, "seeds", folder=folder(), training_seeds=members)
     print(agreed(table).to_string(index=False))
     print(f"the claims over training seeds are in {show(folder())}")

@@ -17,9 +17,10 @@ from pathlib import Path
 import pandas as pd
 
 from lib import files
+from lib.artifact import digests
 from lib.errors import UserError
-from lib.files import dump_json, file_digest, files_digest
-from lib.places import CHECKOUT, LIB, OBJECTS, ROOT, model_name, show
+from lib.files import dump_json, file_digest
+from lib.places import CHECKOUT, LIB, ROOT, model_name, show
 
 SCHEMA = 1  # of result files; raise it when the meaning of a column changes
 ANEW = "`make run` makes it anew"
@@ -81,19 +82,6 @@ def read_provenance(path) -> dict:
     return note
 
 
-def is_done(path, provenance: dict) -> bool:
-    """Is `path` there, whole, and made by the same code with the same model, seed and parameters?
-
-    Versions and commit are recorded but not compared: they differ between machines that should agree.
-    """
-    try:
-        note = read_provenance(path)
-    except UserError:
-        return False
-    wanted = json.loads(dump_json(provenance))  # as it looks after a round trip through a file
-    return all(note.get(key) == wanted.get(key) for key in ("schema", "model", "seed", "parameters", "lib"))
-
-
 def corrupt(path, why) -> UserError:
     return UserError(f"{show(path)} is not readable as a result ({why}): delete it and {ANEW}")
 
@@ -109,18 +97,19 @@ def provenance(model: str, seed: int, **parameters) -> dict:
         "model": model_name(model),
         "seed": seed,
         "parameters": parameters,
-        **running_notebook(),
         "lib": lib_digest(),
+        **running_notebook(),
         "versions": versions(),
         "commit": commit(),
     }
 
 
 def running_notebook() -> dict:
-    """Notebook and its parameters, as lib.run left them in the environment; JupyterLab tells the name only."""
+    """Notebook, its parameters and the digest of its code, as lib.run left them in the environment; JupyterLab only
+    knows the name."""
     session = os.environ.get("JPY_SESSION_NAME")
-    told = {"notebook": Path(session).stem if session else None, "notebook_parameters": None}
-    return told | json.loads(os.environ.get("DUAL_NOTEBOOK") or "{}")
+    known = {"notebook": Path(session).stem if session else None, "notebook_parameters": None}
+    return known | json.loads(os.environ.get("DUAL_NOTEBOOK") or "{}")
 
 
 def provenance_path(path) -> Path:
@@ -164,13 +153,16 @@ def installed_commit() -> str | None:
     except PackageNotFoundError:
         return None
     return fetched.get("vcs_info", {}).get("commit_id")
-# modules that run, check or show notebooks: no number depends on them
-AROUND = ("run", "notebooks", "kernel", "published", "readme", "colab", "seeds")
 
 
 @cache
 def lib_digest() -> str:
-    """One digest of the source that results depend on, names included: lib/ without AROUND and without the training
-    code, whose product, the weights, has a digest of its own; and the pictures of objects."""
-    code = {str(p.relative_to(LIB)): p for p in LIB.rglob("*.py") if p.stem not in AROUND and "reference" not in p.parts}
-    return files_digest(code | {p.name: p for p in OBJECTS.glob("*.png")})
+    """Digest of the code that results outside notebooks rest on: everything below lib.artifact and lib.reference."""
+    folders = ("analysis", "patching", "engine", "stimuli")
+    names = [f"lib.{folder}.{path.stem}" for folder in folders for path in sorted((LIB / folder).glob("[!_]*.py"))]
+    return one_digest([f"import {name}" for name in names])
+
+
+def one_digest(sources) -> str:
+    """One digest of the code that these sources reach, see `digests.code`."""
+    return hashlib.sha256(json.dumps(digests.code(sources), sort_keys=True).encode()).hexdigest()
