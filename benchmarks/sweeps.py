@@ -34,7 +34,9 @@ from lib.artifact import storage
 from lib.engine import oracle
 from lib.engine.vlm import VLM
 from lib.errors import cli
-from lib.patching.interventions import Interchange, Run, amplification_sweep, last_token_sweep, token_sweep
+from lib.patching.edits import Interchange
+from lib.patching.runs import Run
+from lib.patching.sweep import amplification_sweep, last_token_sweep, token_sweep
 from lib.stimuli.grids import Grid
 from lib.stimuli.pairs import last_token_pairs, mirrored_pairs
 from lib.stimuli.questions import OPPOSITE, line_item
@@ -240,7 +242,7 @@ def measure(sweep: Sweep, naive_pairs: int, device: str) -> dict:
     """Times, agreement, memory, and where the time goes."""
     result = race(sweep, naive_pairs, device)
     length = sweep.vlm.tokens(sweep.questions("clean")[:1]).length
-    rows = min(len(sweep.pairs), sweep.vlm.batch(length, sweep.vlm.language.config.hidden_size))
+    rows = min(len(sweep.pairs), sweep.vlm.language.batch_size(length))
     pictures, questions = sweep.clean[:rows], sweep.questions("clean")[:rows]
     plain = peak(lambda: oracle.forward(sweep.vlm, oracle.inputs(sweep.vlm, pictures, questions)), device)
     fast_peak = peak(sweep.fast, device)
@@ -260,11 +262,11 @@ def measure(sweep: Sweep, naive_pairs: int, device: str) -> dict:
 
 PARTS = {  # functions of the engine, and what they do
     "encode": "image encoder, every distinct picture once",
-    "contexts": "keys and values of pictures",
+    "prefill": "keys and values of pictures",
     "ask": "questions, unpatched and against edited pictures",
     "run_last": "the last token from every slot",
     "run": "runs from a slot on",
-    "score": "candidate probabilities",
+    "logits": "logits of the whole vocabulary",
 }
 
 
@@ -275,6 +277,8 @@ def clocked(vlm: VLM):
     `run` called by another part belongs to that part: only a sweep's own runs count as runs.
     """
     own, nested = dict.fromkeys(PARTS, 0.0), []
+    owners = {name: vlm if name in ("encode", "logits") else vlm.language for name in PARTS}
+    before = {name: vars(owner).get(name) for name, owner in owners.items()}
 
     def counted(name: str, method: Callable) -> Callable:
         def call(*args, **kwargs):
@@ -292,13 +296,15 @@ def clocked(vlm: VLM):
 
         return call
 
-    for name in PARTS:
-        setattr(vlm, name, counted(name, getattr(vlm, name)))  # on this object; the class stays as it is
+    for name, owner in owners.items():
+        setattr(owner, name, counted(name, getattr(owner, name)))  # on this object; the class stays as it is
     try:
         yield own
     finally:
-        for name in PARTS:
-            delattr(vlm, name)
+        for name, owner in owners.items():
+            delattr(owner, name)
+            if before[name] is not None:
+                setattr(owner, name, before[name])
 
 
 def where_time_goes(sweep: Sweep) -> pd.DataFrame:

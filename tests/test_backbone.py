@@ -12,7 +12,7 @@ from lib.analysis import ablation, identities, knockout, last_token, slot_probes
 from lib.analysis.probes import ObjectTokens
 from lib.engine import vlm
 from lib.errors import UserError
-from lib.patching import interventions
+from lib.patching.sweep import knockout_sweep, last_token_sweep, token_sweep
 from lib.stimuli import pairs
 
 ROLES = ("clean", "order", "attribute")
@@ -215,7 +215,7 @@ def test_ablated_lines_hold_no_place_at_slot_zero(reference):
 
 def test_at_slot_zero_of_ablated_runs_codes_cannot_move_and_places_move_everything(reference):
     study = ablation.ablated_study(reference, pairs.ablated_pairs("squares", reference.grid, n=1, seed=0))
-    table = interventions.token_sweep(
+    table = token_sweep(
         reference,
         study.clean,
         ablation.backup_edits(study),
@@ -237,12 +237,12 @@ def test_the_empty_picture_leaves_the_words_only(reference):
     drawn = pairs.last_token_pairs("squares", reference.grid, n=3, seed=0, directions=("left",))
     study = studies.study(reference, drawn)
     control = last_token.on_empty_picture(study)
-    ran = interventions.last_token_sweep(
+    ran = last_token_sweep(
         reference, control.clean, control.counterfactual, control.ids, control.roles, slots=[0, 6], progress=False
     )
     base = ran[(ran["run"] == "counterfactual") & (ran["role"] == "attribute")]["probability"]
     assert base.max() < 0.9  # t3 is in no picture
-    plain = interventions.last_token_sweep(
+    plain = last_token_sweep(
         reference, study.clean, study.counterfactual, study.ids, study.roles, slots=[6], progress=False
     )
     same = [t[t["run"] == "clean"]["probability"].to_numpy() for t in (ran, plain)]
@@ -269,7 +269,7 @@ def test_the_last_token_reads_the_target(reference):
         "target": 4, "opposite": 4, "middle": 4, "background": 132, "all": 144, "random": 4,
     }  # fmt: skip
     layers = len(reference.layers)
-    table = interventions.knockout_sweep(
+    table = knockout_sweep(
         reference, study.clean, sets, study.ids, study.roles, knockout.layer_ranges(layers), progress=False
     )
     change = knockout.probability_changes(table, layers)

@@ -16,15 +16,9 @@ from tiny import NAMES, SIDE, tiny
 
 from lib.engine import oracle
 from lib.engine.tensors import put, take
-from lib.patching.interventions import (
-    Run,
-    amplification_sweep,
-    encoder_sweep,
-    knockout_sweep,
-    last_token_sweep,
-    swap,
-    token_sweep,
-)
+from lib.patching.edits import swap
+from lib.patching.runs import Run
+from lib.patching.sweep import amplification_sweep, encoder_sweep, knockout_sweep, last_token_sweep, token_sweep
 
 EXACT, SWEEP = 1e-5, 1e-4
 QUESTIONS = [

@@ -15,7 +15,8 @@ from lib.analysis import enhancement, statistics
 from lib.analysis.enhancement import Change, ItemRun
 from lib.engine import oracle
 from lib.errors import UserError
-from lib.patching.interventions import Run, along, amplify, tokens_at
+from lib.patching.edits import along, amplify
+from lib.patching.runs import Run, tokens_at
 from lib.stimuli import grids, photographs, questions, scenes
 from lib.stimuli.token_sets import box_tokens, object_tokens
 

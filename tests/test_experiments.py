@@ -13,7 +13,8 @@ from lib.analysis import ablation, effects, interchange, knockout, statistics, s
 from lib.artifact import ledger
 from lib.engine import vlm
 from lib.errors import UserError
-from lib.patching.interventions import Interchange, swap, token_sweep
+from lib.patching.edits import Interchange, swap
+from lib.patching.sweep import token_sweep
 from lib.stimuli import pairs
 from lib.stimuli.token_sets import object_tokens, strip_tokens
 

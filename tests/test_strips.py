@@ -11,7 +11,7 @@ from lib.analysis import ablation, background, effects, interchange, studies
 from lib.analysis.line_images import LineImages
 from lib.analysis.probes import Probe
 from lib.errors import UserError
-from lib.patching.interventions import token_sweep
+from lib.patching.sweep import token_sweep
 from lib.stimuli import grids, pairs, scenes, token_sets
 
 GRID = grids.GRIDS["reference"]

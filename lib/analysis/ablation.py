@@ -16,7 +16,8 @@ from lib.analysis.interchange import regions
 from lib.analysis.line_images import LineImages
 from lib.analysis.studies import Study, require_centred
 from lib.engine.vlm import VLM
-from lib.patching.interventions import Interchange, Run, ordering_ablation
+from lib.patching.edits import Interchange, ordering_ablation
+from lib.patching.runs import Run
 from lib.stimuli import scenes
 from lib.stimuli.pairs import AblatedPair
 from lib.stimuli.token_sets import object_tokens, part_tokens

@@ -28,7 +28,9 @@ from lib.engine.hooks import hooks
 from lib.engine.tensors import ImageTokens
 from lib.engine.vlm import VLM
 from lib.errors import UserError
-from lib.patching.interventions import Run, along, amplification_sweep, amplify
+from lib.patching.edits import along, amplify
+from lib.patching.runs import Run
+from lib.patching.sweep import amplification_sweep
 from lib.stimuli.grids import ORIENTATIONS, Grid
 from lib.stimuli.questions import Item, SideItem
 from lib.stimuli.scenes import Scene

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from lib.analysis.studies import Study, pictures, require_centred
-from lib.patching.interventions import Interchange, encoder_sweep, swap, token_sweep
+from lib.patching.edits import Interchange, swap
+from lib.patching.sweep import encoder_sweep, token_sweep
 from lib.stimuli import token_sets
 from lib.stimuli.grids import Grid
 from lib.stimuli.token_sets import interchange_regions

@@ -7,7 +7,7 @@ import pandas as pd
 from jaxtyping import Int
 
 from lib.analysis.studies import Study, require_centred
-from lib.patching.interventions import BASELINE
+from lib.patching.results import BASELINE
 from lib.stimuli.token_sets import background, object_tokens, random_background
 
 

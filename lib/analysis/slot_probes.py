@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from lib.analysis import probes, statistics
 from lib.analysis.line_images import LineImages
 from lib.engine.vlm import VLM
-from lib.patching.interventions import Run, tokens_at
+from lib.patching.runs import Run, tokens_at
 from lib.stimuli.questions import neighbour_question
 from lib.stimuli.scenes import entities
 

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from lib.engine.vlm import VLM
 from lib.errors import UserError
-from lib.patching.interventions import Run, Table
+from lib.patching.results import Table
+from lib.patching.runs import Run
 from lib.stimuli.pairs import Pair
 
 
@@ -69,7 +70,7 @@ class Study:
 
         is_top: the most probable token of the whole vocabulary is a spelling of the role's word.
         """
-        table = Table(self.vlm, self.ids, self.roles, first=True)
+        table = Table(self.vlm, self.ids, self.roles, is_top=True)
         parts = [
             table.part(rows, last, run=name)
             for name, run in (("clean", self.clean), ("counterfactual", self.counterfactual))

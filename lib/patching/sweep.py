@@ -1,0 +1,236 @@
+"""Sweeps: an intervention at each slot in turn, data in, tidy table out.
+
+Every sweep takes runs (prompts, each with its picture as image tokens) and candidate ids, and returns one row per pair,
+slot and candidate role with its probability and logit. Rows of the unpatched runs stand in the same table, so that
+every figure can show its baselines: `run` is "clean", "counterfactual" or "patched", and baselines have slot -1.
+
+All sweeps are resumable: `done` is what an earlier call returned or saved, its pairs are skipped and its rows returned
+with the rest; `save` is called with every finished part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import pandas as pd
+from torch import Tensor, equal
+
+from lib.engine.tensors import Ids
+from lib.engine.vlm import VLM
+from lib.errors import UserError
+from lib.patching.edits import LAST_TOKEN, Along, Amplification, Interchange
+from lib.patching.results import BASELINE, Table
+from lib.patching.routes import EncoderPatches, ImageTokensOfPairs, Knockout, Patch, QuestionTokens, Route
+from lib.patching.runs import Pairs, Run, checked_slots
+from lib.patching.sites import RESIDUAL, Site
+
+
+def drive(
+    table: Table,
+    clean: Run,
+    counterfactual: Run | None,
+    route: Callable[[Pairs], Route],
+    progress: bool = True,
+    done: pd.DataFrame | None = None,
+    save: Callable | None = None,
+) -> pd.DataFrame:
+    """The pairs that are not done yet along a route, as a table with those that are."""
+    if len(table.ids) != len(clean) or (counterfactual is not None and len(counterfactual) != len(clean)):
+        raise UserError("A sweep needs one counterfactual run and one row of candidates per clean run.")
+    rest = Pairs(clean, counterfactual, np.arange(len(clean))).rest(done)
+    if rest is None:
+        return table.finish([], done)
+    taken = route(rest)
+
+    def work(frame, units, parts):  # all rows of a pair belong to one part of the table
+        found = [table.versions(rest.numbers[rows], versions) for rows, versions in taken.batch(frame, units, parts)]
+        yield pd.concat(found, ignore_index=True)
+
+    finished = []
+    each = table.vlm.language.each(rest.clean.prompt, taken.units, work, progress, taken.cost, taken.unit)
+    for part in each:
+        finished.append(part)
+        if save:
+            save(part)
+    return table.finish(finished, done)
+
+
+def sweep(
+    vlm: VLM,
+    clean: Run,
+    counterfactual: Run | None,
+    edits: dict[str, Callable],
+    ids: Ids,
+    roles: Sequence[str],
+    sites: Sequence[Site] = (RESIDUAL,),
+    labels: pd.DataFrame | None = None,
+    slots: Iterable[int] | None = None,
+    progress: bool = True,
+    done: pd.DataFrame | None = None,
+    save: Callable | None = None,
+) -> pd.DataFrame:
+    """Every edit at every site and slot of the language model; columns `edit` and `site` name them.
+
+    edits: {name: Interchange}, either all of image tokens or all of question tokens; for image tokens also any function
+    with its call and key. Edits of image tokens need the same questions in both runs. slots: of the residual stream;
+    slot l of another site is layer l.
+    """
+    patches = [
+        Patch(f"{name} {site.name}", edit, site, tuple(_of_site(slots, site, vlm)), {"site": site.name, "edit": name})
+        for site in sites
+        for name, edit in edits.items()
+    ]
+    table = Table(vlm, ids, tuple(roles), labels)
+    none = {"site": "none", "edit": "none"}
+    return _along(table, clean, counterfactual, patches, none, progress, done, save)
+
+
+def _of_site(slots: Iterable[int] | None, site: Site, vlm: VLM) -> list[int]:
+    known = site.slots(vlm.language)
+    return [slot for slot in checked_slots(slots, vlm.slots) if slot in known]
+
+
+def _along(table: Table, clean: Run, counterfactual: Run | None, patches: list[Patch], baseline: dict, *options):
+    """The route that fits the tokens which are edited."""
+    question = {isinstance(patch.edit, Interchange) and patch.edit.in_question for patch in patches}
+    if question == {True, False}:
+        raise UserError("Edits of image tokens and of question tokens need a sweep each.")
+    kind = QuestionTokens if question == {True} else ImageTokensOfPairs
+    if kind is QuestionTokens and counterfactual is None:
+        raise UserError("Edits of question tokens need counterfactual runs.")
+    if kind is ImageTokensOfPairs and counterfactual is not None:
+        both = (clean.prompt.ids, counterfactual.prompt.ids)
+        if both[0].shape != both[1].shape or not equal(*both):
+            raise UserError("Edits of image tokens need the same questions in the clean and the counterfactual runs.")
+        if counterfactual.images is not clean.images:
+            raise UserError("Edits of image tokens need clean and counterfactual pictures in one list of image tokens.")
+    return drive(
+        table, clean, counterfactual, lambda pairs: kind(table.vlm, pairs, patches, baseline, options[0]), *options
+    )
+
+
+# --- the sweeps of the paper ----------------------------------------------------------------------------------
+
+
+def last_token_sweep(
+    vlm: VLM,
+    clean: Run,
+    counterfactual: Run,
+    ids: Ids,
+    roles: Sequence[str],
+    labels: pd.DataFrame | None = None,
+    slots: Iterable[int] | None = None,
+    progress: bool = True,
+    done: pd.DataFrame | None = None,
+    save: Callable | None = None,
+) -> pd.DataFrame:
+    """Replace the clean run's last token by the counterfactual's, slot by slot, and read the answer (PROTOCOL.md 2)."""
+    patch = Patch("last", LAST_TOKEN, RESIDUAL, tuple(checked_slots(slots, vlm.slots)), {})
+    return _along(Table(vlm, ids, tuple(roles), labels), clean, counterfactual, [patch], {}, progress, done, save)
+
+
+def token_sweep(
+    vlm: VLM,
+    run: Run,
+    edits: dict[str, Callable],
+    ids: Ids,
+    roles: Sequence[str],
+    other=None,
+    labels: pd.DataFrame | None = None,
+    slots: Iterable[int] | None = None,
+    progress: bool = True,
+    done: pd.DataFrame | None = None,
+    save: Callable | None = None,
+) -> pd.DataFrame:
+    """Edit image tokens at each slot in turn and read the answer (PROTOCOL.md 4 and 6); column `edit` names the edit.
+
+    run: the clean run. other: for each pair the number of its counterfactual picture in run.images; the question is the
+    same.
+    """
+    slots = tuple(checked_slots(slots, vlm.slots))
+    patches = [Patch(name, edit, RESIDUAL, slots, {"edit": name}) for name, edit in edits.items()]
+    other = None if other is None else Run(run.prompt, run.images, np.asarray(other))
+    table = Table(vlm, ids, tuple(roles), labels)
+    return _along(table, run, other, patches, {"edit": "none"}, progress, done, save)
+
+
+def encoder_sweep(
+    vlm: VLM,
+    pictures: Sequence,
+    run: Run,
+    other,
+    edits: dict[str, Interchange],
+    ids: Ids,
+    roles: Sequence[str],
+    labels: pd.DataFrame | None = None,
+    slots: Iterable[int] | None = None,
+    progress: bool = True,
+    done: pd.DataFrame | None = None,
+    save: Callable | None = None,
+) -> pd.DataFrame:
+    """Interchange patches inside the image encoder at each encoder slot, then answer with the resulting image tokens.
+
+    pictures: the pictures behind run.images, in the same order. edits: token sets shared by all pairs.
+    """
+    slots, other = checked_slots(slots, vlm.encoder_slots), Run(run.prompt, run.images, np.asarray(other))
+    table = Table(vlm, ids, tuple(roles), labels)
+    return drive(
+        table, run, other, lambda pairs: EncoderPatches(vlm, pairs, pictures, edits, slots, {"edit": "none"}),
+        progress, done, save,
+    )  # fmt: skip
+
+
+def amplification_sweep(
+    vlm: VLM,
+    run: Run,
+    directions: dict[str, Tensor | Callable],
+    alphas: Sequence[float],
+    ids: Ids,
+    roles: Sequence[str],
+    mode: str = "project",
+    slot: int = 0,
+    labels: pd.DataFrame | None = None,
+    progress: bool = True,
+    done: pd.DataFrame | None = None,
+    save: Callable | None = None,
+) -> pd.DataFrame:
+    """Add alpha times a change to the image tokens at a slot, for every alpha (PROTOCOL.md 7); columns `edit` (name),
+    `alpha` and `is_top` (the most probable token of the whole vocabulary is a spelling of the role).
+
+    directions: {name: directions as `Along` takes them, or any function with its call and key, such as
+    enhancement.Change}. A picture is amplified once for all questions about it with one key (say, with the options in
+    both orders).
+    """
+    slots, alphas = tuple(checked_slots([slot], vlm.slots[:-1])), [float(alpha) for alpha in alphas]
+    if not np.isfinite(alphas).all():
+        raise UserError(f"alpha must be a finite number, not {alphas}.")
+    patches = [
+        Patch(f"{name} {alpha}", Amplification(change, alpha), RESIDUAL, slots, {"edit": name, "alpha": alpha})
+        for name, change in ((n, w if callable(w) else Along(w, mode)) for n, w in directions.items())
+        for alpha in alphas
+    ]
+    table = Table(vlm, ids, tuple(roles), labels, is_top=True)
+    return _along(table, run, None, patches, {"edit": "none", "alpha": 0.0}, progress, done, save)
+
+
+def knockout_sweep(
+    vlm: VLM,
+    run: Run,
+    token_sets: dict[str, np.ndarray],
+    ids: Ids,
+    roles: Sequence[str],
+    layers: Sequence[range] | None = None,
+    labels: pd.DataFrame | None = None,
+    progress: bool = True,
+    done: pd.DataFrame | None = None,
+    save: Callable | None = None,
+) -> pd.DataFrame:
+    """Cut the last token off from image tokens in ranges of layers; columns `edit` (set), `slot` (first layer), `stop`.
+
+    token_sets: {name: [token] or [pair, token]}. layers: ranges of layers, default each layer alone.
+    """
+    spans = [range(i, i + 1) for i in range(len(vlm.layers))] if layers is None else list(layers)
+    baseline = {"stop": BASELINE, "edit": "none"}
+    route = lambda pairs: Knockout(vlm, pairs, token_sets, spans, baseline)  # noqa: E731
+    return drive(Table(vlm, ids, tuple(roles), labels), run, None, route, progress, done, save)
