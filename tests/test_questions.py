@@ -61,7 +61,7 @@ def test_question_texts_are_the_papers():
 
 
 @pytest.mark.parametrize(
-    ("call", "says"),
+    ("call", "sentence"),
     [
         (lambda: questions.questions("circles", GRID), "Unknown setting 'circles'"),
         (lambda: questions.neighbour_question("circles", "left", None), "Unknown setting 'circles'"),
@@ -83,8 +83,8 @@ def test_question_texts_are_the_papers():
         (lambda: pairs.mirrored_pairs("squares", GRID, directions=["up"]), "unknown direction 'up'"),
     ],
 )
-def test_bad_input_gets_one_sentence(call, says):
-    with pytest.raises(UserError, match=says) as caught:
+def test_bad_input_gets_one_sentence(call, sentence):
+    with pytest.raises(UserError, match=sentence) as caught:
         call()
     assert "\n" not in str(caught.value)
 

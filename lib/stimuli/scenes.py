@@ -218,15 +218,15 @@ def natural_scene(
 
     objects: the entities to choose from, by default the eight of data/objects/.
     """
-    things = objects or tuple(Entity(name) for name in OBJECT_NAMES)
+    pool = objects or tuple(Entity(name) for name in OBJECT_NAMES)
     placements: list[Placement] = []
-    for k in rng.choice(len(things), size=rng.integers(2, 6), replace=False):
+    for k in rng.choice(len(pool), size=rng.integers(2, 6), replace=False):
         for _ in range(50):  # a crowded canvas may have no room left: then the object is left out
             side = canvas * rng.uniform(0.11, 0.33)
             x, y = rng.uniform(0, canvas - side, size=2)
             box = (x, y, x + side, y + side)
             if all(overlap(box, other.box) < 0.25 for other in placements):
-                placements.append(Placement(things[k], box, rng.uniform(-25, 25)))
+                placements.append(Placement(pool[k], box, rng.uniform(-25, 25)))
                 break
     finish = Finish(
         light=rng.uniform(0, 0.5),

@@ -188,14 +188,14 @@ def test_bad_files_are_told_in_one_sentence(coco, tmp_path):
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
-    for content, says in (
+    for content, sentence in (
         ("", "not readable JSON"),
         ("[]", "holds no questions"),
         ("[[1, 2], [3]]", "has rows that are not"),
         ("7", "has rows that are not"),
     ):
         bad.write_text(content)
-        assert says in message(bad, folder, boxes)
+        assert sentence in message(bad, folder, boxes)
     bad.write_text('{"images": []}')
     assert "is not an instances file" in message(rows, folder, bad)
     assert "There is no file" in message(rows, folder, tmp_path / "nowhere.json")
