@@ -376,7 +376,7 @@ def main() -> None:
     facts = {
         "model": options.model,
         "layers": len(vlm.layers),
-        "encoder_layers": len(vlm.encoder_layers),
+        "encoder_layers": len(vlm.encoder.layers),
         "device": options.device if options.device == "cpu" else torch.cuda.get_device_name(),
         "dtype": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),

@@ -15,7 +15,7 @@ from PIL import Image
 from tiny import NAMES, SIDE, tiny
 
 from lib.engine import oracle
-from lib.engine.vlm import put, take
+from lib.engine.tensors import put, take
 from lib.patching.interventions import (
     Run,
     amplification_sweep,
@@ -91,7 +91,7 @@ def test_logits_equal_plain_transformers(name, attn):
 def test_pictures_go_through_the_family_processor(name):
     """Canvas-sized pictures: the processor's own resizing would change nothing."""
     vlm, pics = model(name), pictures(name)[:2]
-    ours = vlm._pixels(pics)["pixel_values"]
+    ours = vlm.encoder.pixels(pics)["pixel_values"]
     if vlm.family.architecture in ("qwen2_vl", "qwen2_5_vl"):
         theirs = vlm.processor(images=pics, return_tensors="pt")["pixel_values"]
         assert torch.equal(ours, theirs)
@@ -110,7 +110,7 @@ def test_slot_zero_holds_the_projectors_output(name):
     seen = oracle.states(vlm, batch)[0]
     prompt, tokens = vlm.tokens(QUESTIONS[:2]), vlm.encode(pics)
     assert measure(name, "2 slot 0", (take(seen, prompt.image), tokens)) < EXACT  # scale 1 in every family
-    assert measure(name, "2 slot 0", (seen[prompt.mask], vlm.embed(prompt, tokens)[prompt.mask])) < EXACT
+    assert measure(name, "2 slot 0", (seen[prompt.mask], vlm.language.embed(prompt, tokens)[prompt.mask])) < EXACT
 
 
 @families
@@ -119,7 +119,7 @@ def test_raster_order(name):
     patches."""
     vlm = tiny(name)
     with torch.no_grad():
-        for layer in vlm.encoder_layers:
+        for layer in vlm.encoder.layers:
             for key, weight in layer.named_parameters():
                 if {"proj", "o_proj", "out_proj", "projection_layer"} & set(
                     key.split(".")
@@ -140,7 +140,7 @@ def test_raster_order(name):
         assert moved.nonzero().ravel().tolist() == [token]
         for slot in slots:
             moved = (stream[slot][number] - stream[slot][0]).abs().amax(-1) > 1e-5
-            assert moved.nonzero().ravel().tolist() == sorted(vlm.patches([token]).tolist())
+            assert moved.nonzero().ravel().tolist() == sorted(vlm.encoder.patches([token]).tolist())
 
 
 # --- 3 ------------------------------------------------------------------------------------------------------
@@ -303,8 +303,8 @@ def test_knockout_equals_a_masked_full_run(name):
                 mask[:, :, -1, places[0]] = torch.finfo(mask.dtype).min
             return kwargs | {"attention_mask": mask}
 
-        hidden = eager.embed(run.prompt, run.images)
-        slow = eager.score(eager.run(eager.plan(run.prompt), hidden, mask=cut).last, ids)[0]
+        hidden = eager.language.embed(run.prompt, run.images)
+        slow = eager.score(eager.language.run(eager.language.plan(run.prompt), hidden, mask=cut).last, ids)[0]
         assert measure(name, "4 knock-out", (fast[number], slow)) < SWEEP
 
 
@@ -319,7 +319,7 @@ def test_batches_and_padding(name):
         one, single = full(vlm, pics[row : row + 1], QUESTIONS[row : row + 1], capture=[1])
         shift = prompt.length - single.length
         assert torch.equal(prompt.image[row] - shift, single.image[0])
-        assert (prompt.ids[row, prompt.image[row]] == vlm.image_id).all()
+        assert (prompt.ids[row, prompt.image[row]] == vlm.language.image_id).all()
         ours, alone = take(many.hidden[1][[row]], prompt.image[[row]]), take(one.hidden[1], single.image)
         ours, alone = ours / alone.abs().max(), alone / alone.abs().max()
         assert measure(name, "5 batch", (logits(vlm, many)[row], logits(vlm, one)[0]), (ours, alone)) < EXACT
@@ -378,14 +378,14 @@ def test_hooks_are_gone_after_an_exception(name):
     for slot in vlm.slots:
         with pytest.raises(RuntimeError):
             vlm.forward(prompt, vlm.encode(pics), edits={slot: fail})
-    vlm._plans.clear()
-    broken, vlm._positions = vlm._positions, fail
+    vlm.language._plans.clear()
+    broken, vlm.language._positions = vlm.language._positions, fail
     with pytest.raises(RuntimeError):
-        vlm.plan(prompt)
-    vlm._positions = broken
+        vlm.language.plan(prompt)
+    vlm.language._positions = broken
     assert all_hooks(vlm) == before
     assert torch.equal(logits(vlm, full(vlm, pics, QUESTIONS[:1])[0]), base)
-    assert getattr(vlm.base, "rope_deltas", None) is None
+    assert getattr(vlm.language.base, "rope_deltas", None) is None
 
 
 def test_contract_table(capsys):

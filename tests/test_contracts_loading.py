@@ -9,9 +9,10 @@ from PIL import Image
 from tiny import tiny
 from tiny import tokenizer as tiny_tokenizer
 
+from lib.engine.batching import run_batches
 from lib.engine.families import FAMILIES, family, family_of
-from lib.engine.runs import _causal
-from lib.engine.vlm import load, run_batches
+from lib.engine.plans import causal_mask
+from lib.engine.vlm import load
 from lib.errors import UserError
 
 QUESTIONS = [
@@ -45,7 +46,7 @@ def folder(tmp_path_factory):
 
 def test_a_saved_model_answers_like_the_one_in_memory(folder):
     vlm, loaded = tiny("reference", dual=DUAL), load(folder)
-    assert loaded.family.name == "reference" and loaded.special == DUAL
+    assert loaded.family.name == "reference" and loaded.language.special == DUAL
     assert (loaded.grid.side, loaded.grid.pixels) == (6, 4)
     assert loaded.dtype == torch.float32
     with torch.no_grad():
@@ -148,7 +149,7 @@ def test_a_template_without_system_role():
         "{% for c in m['content'] %}{{ '<image>' if c['type'] == 'image' else c['text'] }}{% endfor %}"
         "{% endfor %}"
     )
-    text = vlm.text(QUESTIONS[0], system="answer with one word .")
+    text = vlm.prompts.text(QUESTIONS[0], system="answer with one word .")
     assert text.endswith("answer with one word .\n" + QUESTIONS[0]) and text.startswith("<image>")
 
 
@@ -177,7 +178,7 @@ def test_the_blind_backbone_equals_transformers_given_the_same_mask(attn):
             mask[token, before] = torch.finfo(torch.float32).min
     first, last = int(image[0]), int(image[-1])
     positions = torch.tensor([*range(first), *[first] * 36, *range(first + 1, first + length - last)])
-    hidden = vlm.embed(prompt, tokens)
+    hidden = vlm.language.embed(prompt, tokens)
     with torch.no_grad():
         plain = vlm.model(
             inputs_embeds=hidden, attention_mask=mask[None, None], position_ids=positions[None]
@@ -200,7 +201,7 @@ def test_weights_offloaded_to_the_cpu_give_the_same_answers():
     plain = vlm.answer(pictures, **ask)
     accelerate.cpu_offload(vlm.model, execution_device=torch.device("cpu"))
     assert vlm.layers[0].mlp.gate_proj.weight.device.type == "meta"
-    vlm._plans.clear()
+    vlm.language._plans.clear()
     assert np.allclose(plain["probability"], vlm.answer(pictures, **ask)["probability"], atol=1e-6)
 
 
@@ -227,7 +228,7 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing():
 
 
 def test_the_mask_of_a_later_stretch_is_causal():
-    assert _causal(2, 4, "cpu")[0, 0].tolist() == [[True, True, True, False], [True] * 4]
+    assert causal_mask(2, 4, "cpu")[0, 0].tolist() == [[True, True, True, False], [True] * 4]
 
 
 def test_tiny_tokenizer_lower_cases():

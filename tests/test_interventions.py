@@ -167,7 +167,7 @@ def test_last_token_states_and_chosen_slots(vlm, run, ids):
 
 @pytest.mark.parametrize("which", ["last", "tokens", "encoder", "amplify", "knockout"])
 def test_an_interrupted_sweep_goes_on(which, vlm, run, ids, pictures, monkeypatch):
-    monkeypatch.setattr(vlm, "batch", lambda tokens, width: 1)  # one picture at a time
+    monkeypatch.setattr(vlm.language, "batch_size", lambda tokens: 1)  # one picture at a time
     saved: list = []
 
     def sweep(**options):
@@ -205,16 +205,16 @@ def test_batches_do_not_matter(vlm, run, ids, monkeypatch):
         return token_sweep(vlm, run, {"s": swap(LEFT, RIGHT)}, ids, ROLES, OTHER, progress=False)
 
     whole = sweep()
-    monkeypatch.setattr(vlm, "batch", lambda tokens, width: 1)
+    monkeypatch.setattr(vlm.language, "batch_size", lambda tokens: 1)
     pd.testing.assert_frame_equal(whole, sweep(), atol=1e-5)
 
 
 def test_pictures_are_shared(vlm, run, ids, monkeypatch):
     """Five pairs about three distinct pictures: three image parts are run, not ten."""
     seen = []
-    contexts = vlm.contexts
+    prefill = vlm.language.prefill
     monkeypatch.setattr(
-        vlm, "contexts", lambda frame, images, **o: seen.append(len(images)) or contexts(frame, images, **o)
+        vlm.language, "prefill", lambda frame, images, **o: seen.append(len(images)) or prefill(frame, images, **o)
     )
     last_token_sweep(vlm, run, run, ids, ROLES, progress=False)
     assert sum(seen) == 3  # the clean runs come back to the pictures of the counterfactual ones

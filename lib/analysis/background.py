@@ -18,7 +18,8 @@ from jaxtyping import Float, Int
 from lib.analysis import statistics
 from lib.analysis.line_images import LineImages
 from lib.analysis.probes import Probe, shuffled_labels, train
-from lib.engine.vlm import VLM, ImageTokens
+from lib.engine.tensors import ImageTokens
+from lib.engine.vlm import VLM
 from lib.stimuli import token_sets
 from lib.stimuli.grids import Grid
 from lib.stimuli.questions import DIRECTIONS, ORIENTATION, line_item

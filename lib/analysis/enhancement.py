@@ -24,7 +24,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lib.analysis import probes, statistics
-from lib.engine.vlm import VLM, ImageTokens, hooks
+from lib.engine.hooks import hooks
+from lib.engine.tensors import ImageTokens
+from lib.engine.vlm import VLM
 from lib.errors import UserError
 from lib.patching.interventions import Run, along, amplification_sweep, amplify
 from lib.stimuli.grids import ORIENTATIONS, Grid

@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Int
 
 from lib.analysis.probes import ObjectTokens
-from lib.engine.vlm import VLM, ImageTokens
+from lib.engine.tensors import ImageTokens
+from lib.engine.vlm import VLM
 from lib.stimuli import token_sets
 from lib.stimuli.grids import Grid
 from lib.stimuli.scenes import Backdrop, Entity, entities, line_scene

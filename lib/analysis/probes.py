@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lib.engine.vlm import ImageTokens
+from lib.engine.tensors import ImageTokens
 from lib.errors import UserError
 
 RECIPES = ("adamw", "logistic")

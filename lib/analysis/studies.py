@@ -73,7 +73,7 @@ class Study:
         parts = [
             table.part(rows, last, run=name)
             for name, run in (("clean", self.clean), ("counterfactual", self.counterfactual))
-            for rows, last in self.vlm.last_states(run.prompt, run.images, run.index)
+            for rows, last in self.vlm.language.last_states(run.prompt, run.images, run.index)
         ]
         return table.finish(parts, None)
 

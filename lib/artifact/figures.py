@@ -18,6 +18,7 @@ from matplotlib.patches import Patch
 
 from lib import files, places
 from lib.artifact import storage
+from lib.engine import embedded
 
 WIDTH = 7.0  # inches: the text width of a page
 
@@ -69,11 +70,7 @@ ROLES = {
     "right": Look(SKY, "--", ">"),
     "above": Look(VERMILLION, "-.", "^"),
     "below": Look(ORANGE, LONG, "v"),
-    "reference": Look(BLACK, "-", "o"),
-    "joint": Look(PURPLE, "--", "s"),
-    "joint_random": Look(GREEN, LONG, "v"),
-    "vision_only": Look(BLUE, "-.", "^"),
-    "backbone_only": Look(ORANGE, LONG, "D"),
+    **{model.name: Look(model.colour, model.line, model.marker) for model in embedded.MODELS},
 }
 OTHERS = [Look(GREEN, "-", "o"), Look(PURPLE, "--", "s"), Look(BLUE, "-.", "^"), Look(ORANGE, LONG, "D")]
 

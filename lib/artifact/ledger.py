@@ -1,8 +1,9 @@
 """The claims of the paper, what is measured for each, and the rule that turns a value into a verdict (floor 4).
 
 One rule for every row: with the 95 % interval of the metric wholly above its threshold the claim is *reproduced*,
-wholly at or below it *not reproduced*, else *inconclusive*; so are fewer than five units. Metrics and thresholds stand
-here, before any value is computed.
+wholly at or below it *not reproduced*, else *inconclusive*. With fewer units than the measure needs it is
+*inconclusive*, or *not testable* where the rule says so. docs/RULES.md gives the rules in plain English, with their
+dates; docs/HISTORY.md keeps the verdicts of the superseded ones.
 Effects are on the scale clean run = 0, counterfactual run = 1 of P(opposite) - P(target), unless said otherwise.
 """
 
@@ -17,27 +18,38 @@ from lib.artifact import storage
 from lib.errors import UserError
 
 LEAST = 5  # units (pairs, entities, scenes): an interval from fewer says nothing
+SECOND = "2026-11-26: docs/RULES.md"  # when and where the rules of the second round replaced those of the first
 
 
 @dataclass(frozen=True)
 class Measure:
-    """What is measured for a claim. threshold: see the module's rule. paper: the paper's value, maybe in words."""
+    """What is measured for a claim.
+
+    threshold: see the module's rule. paper: the paper's value, maybe in words. excludes: the rival explanation that
+    predicts a value at or below the threshold. least: units that a verdict needs; too_few: what stands in its place
+    with fewer. superseded: date and place of the rule that replaced this one; such a measure stays until no notebook
+    records it.
+    """
 
     claim: str
     metric: str
     threshold: float
     paper: str
-    says: str
+    description: str
+    excludes: str = ""
+    least: int = LEAST
+    too_few: str = "inconclusive"
+    superseded: str = ""
 
     @property
     def rule(self) -> str:
         return f"95 % interval above {self.threshold:g}"
 
     def verdict(self, low: float, high: float, n: int) -> str:
+        if n < self.least:
+            return self.too_few
         if not low <= high:
             raise ValueError(f"{self.metric}: interval {low}..{high} is upside down or not a number")
-        if n < LEAST:
-            return "inconclusive"
         if low > self.threshold:
             return "reproduced"
         return "not reproduced" if high <= self.threshold else "inconclusive"
@@ -46,29 +58,95 @@ class Measure:
 MEASURES = {
     measure.metric: measure
     for measure in (
-        Measure("C1", "order_peak", 0.5, "about 1 in layers 20-22 of 28",
-                "largest P(order) over slots when the last token is patched"),
-        Measure("C1", "order_before_attribute", 0.0, "layers 20-22, then 23-27",
-                "slot from which P(attribute) stays above 1/2, minus the slot where P(order) is largest"),
-        Measure("C2", "probe_held_out", 0.8, ".90 - 1.00 (entities seen in training)",
-                "accuracy of the ordinal probe on embeddings of object tokens, entities never seen by the probe"),
-        Measure("C2", "probe_selectivity", 0.2, "not reported",
-                "that accuracy minus the accuracy on the control task (random labels per entity, seen entities)"),
-        Measure("C3", "strip_score", 0.5, "visible strips, no number",
-                "share of the probe map's variance over background tokens explained by their strip"),
-        Measure("C4", "strip_effect", 0.5, "flips (about 1)", "effect of exchanging whole strips at slot 0"),
-        Measure("C4", "strip_minus_object", 0.25, "about 1",
-                "that effect minus the effect of exchanging object tokens alone"),
-        Measure("C5", "order_lost", 0.5, "most of it",
-                "share of P(target) - P(opposite) that the ordering ablation removes"),
-        Measure("C5", "order_left", 0.0, "some of it",
-                "P(target) - P(opposite) after the ablation (0: nothing but chance between the two)"),
-        Measure("C6", "backup_peak", 0.25, "flips in layers 11-20 of 28",
-                "largest effect over slots of exchanging object tokens under the ablation, minus the effect at slot 0"),
-        Measure("C7", "repaired_minus_random", 0.0, ".31 (Gemma-3-4b), .41 (Qwen2-VL-2B)",
-                "share of failures repaired, the paper's accounting, minus the mean of random directions"),
+        Measure("C1", "order_beyond_words", 0.25, "not measured; P(order) about 1 in layers 20-22 of 28",
+                "largest P(order) over slots when the last token is patched, minus the same when the counterfactual "
+                "question is asked about an empty canvas; mean of the two axes",
+                "the words of the opposite question alone, which name the other end of the line without a picture"),
+        Measure("C2", "probe_seen_entities", 0.8, ".90 - 1.00 (AdamW)",
+                "accuracy of the exact logistic probe for ordinal place on object tokens, entities seen in training in "
+                "other combinations",
+                "embeddings in which the place in the line is not linearly readable"),
+        Measure("C2", "probe_unseen_entities", 0.8, "not reported",
+                "the same for entities that the probe never saw",
+                "a table of how each known entity looks at each place, with no code in common"),
+        Measure("C2", "probe_unseen_places", 0.8, "not reported",
+                "the same for lines that stand where no line of the probe's training stood",
+                "a code of the place on the canvas, which in centred lines agrees with the place in the line"),
+        Measure("C3", "strips_beyond_bare", 0.25, "visible strips, no number",
+                "strip score of the probe's map over background tokens, minus the score of the same probe's map of "
+                "the picture without objects",
+                "a code of the place on the canvas that is there without any object"),
+        Measure("C3", "strips_unseen_beyond_bare", 0.25, "not reported",
+                "the same for a probe that never saw the pictures' entities",
+                "traces of particular entities in the background, which the probe has learned to look for"),
+        Measure("C4", "strip_code", 0.5, "not measured (strips and objects exchanged: flips, no flip)",
+                "effect of exchanging the outer strips' background within the clean picture at slot 0 (edit 9: S)",
+                "object-local code (O), scene code in the background (B), token places (P): each predicts 0"),
+        Measure("C4", "strip_code_lead", 0.0, "not measured",
+                "S minus the largest of O, B and P (edits 9, 1, 5 and 8)",
+                "a strip code that exists but is overruled by another source"),
+        Measure("C5", "order_lost_named", 0.5, "most of it",
+                "share of P(target) - P(opposite), among the probability of these two answers, that is gone on the "
+                "ladder's last step (every object alone in the middle)",
+                "damage by unusual tokens that sends answers to other words"),
+        Measure("C5", "order_lost_own_place", 0.5, "not separated",
+                "the same on the step before (every object alone at its own place)",
+                "a code of an object's own place, which this step leaves untouched"),
+        Measure("C5", "order_left_named", 0.0, "some of it",
+                "P(target) - P(opposite), among the probability of these two answers, on the ladder's last step",
+                "an encoder that is the only source of order: 0 exactly over mirrored pairs"),
+        Measure("C6", "backup_beyond_floor", 0.5, "flips in layers 11-20 of 28",
+                "largest effect over slots of object interchange (edit 1) with both runs ablated, minus the effect at "
+                "slot 0",
+                "pairs that were right by luck, half of which any disturbance turns over",
+                least=20, too_few="not testable"),
+        Measure("C6", "backup_on_objects", 0.25, "not measured",
+                "largest excess over slots of that effect above the effect of moving the objects within the clean run "
+                "(edit 7) at the same slot, both runs ablated",
+                "an order still read from token places, and disturbance, which treats both edits alike",
+                least=20, too_few="not testable"),
+        Measure("C7", "repaired_beyond_random", 0.0, ".31 (Gemma-3-4b), .41 (Qwen2-VL-2B)",
+                "share of failures repaired along the exact probe's directions, the paper's accounting, minus the mean "
+                "of at least 20 random directions of the same effect size, scored on the same items",
+                "any push of that size, which turns some wrong answers over by chance",
+                least=300, too_few="not testable"),
         Measure("C7 net", "net_gain", 0.0, "not reported",
-                "strict accuracy with cross-fitted alpha minus without enhancement, breakage counted"),
+                "strict accuracy with cross-fitted alpha minus without enhancement, breakage counted",
+                "repairs that are paid for with broken answers, and alpha chosen on the items it is scored on"),
+        Measure("C7 net", "unrelated_kept", -0.05, "not reported",
+                "accuracy on questions that are not about space (colour or shape of the object named) at the "
+                "cross-fitted alpha, minus without enhancement",
+                "an enhancement that harms the picture as a whole"),
+        # Rules of the first round; no new value may be recorded under them once the notebooks follow the second.
+        Measure("C1", "order_peak", 0.5, "about 1 in layers 20-22 of 28",
+                "largest P(order) over slots when the last token is patched", superseded=SECOND),
+        Measure("C1", "order_before_attribute", 0.0, "layers 20-22, then 23-27",
+                "slot from which P(attribute) stays above 1/2, minus the slot where P(order) is largest",
+                superseded=SECOND),
+        Measure("C2", "probe_held_out", 0.8, ".90 - 1.00 (entities seen in training)",
+                "accuracy of the ordinal probe on embeddings of object tokens, entities never seen by the probe",
+                superseded=SECOND),
+        Measure("C2", "probe_selectivity", 0.2, "not reported",
+                "that accuracy minus the accuracy on the control task (random labels per entity, seen entities)",
+                superseded=SECOND),
+        Measure("C3", "strip_score", 0.5, "visible strips, no number",
+                "share of the probe map's variance over background tokens explained by their strip",
+                superseded=SECOND),
+        Measure("C4", "strip_effect", 0.5, "flips (about 1)", "effect of exchanging whole strips at slot 0",
+                superseded=SECOND),
+        Measure("C4", "strip_minus_object", 0.25, "about 1",
+                "that effect minus the effect of exchanging object tokens alone", superseded=SECOND),
+        Measure("C5", "order_lost", 0.5, "most of it",
+                "share of P(target) - P(opposite) that the ordering ablation removes", superseded=SECOND),
+        Measure("C5", "order_left", 0.0, "some of it",
+                "P(target) - P(opposite) after the ablation (0: nothing but chance between the two)",
+                superseded=SECOND),
+        Measure("C6", "backup_peak", 0.25, "flips in layers 11-20 of 28",
+                "largest effect over slots of exchanging object tokens under the ablation, minus the effect at slot 0",
+                superseded=SECOND),
+        Measure("C7", "repaired_minus_random", 0.0, ".31 (Gemma-3-4b), .41 (Qwen2-VL-2B)",
+                "share of failures repaired, the paper's accounting, minus the mean of random directions",
+                superseded=SECOND),
     )
 }  # fmt: skip
 
@@ -120,7 +198,7 @@ def table(rows: list[dict]) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "claim": each["claim"],
-            "measured": MEASURES[each["metric"]].says,
+            "measured": MEASURES[each["metric"]].description,
             "setting": each.get("setting", ""),
             "value": f"{each['value']:.2f} [{each['low']:.2f}, {each['high']:.2f}]",
             "n": each["n"],

@@ -15,9 +15,6 @@ from lib import files, places
 from lib.errors import UserError, unknown
 from lib.places import show
 
-# Without --model: these models, each on these notebooks (None: all). A contrast is left out where it is not shipped.
-PLAN = {"reference": None, "joint": ("02", "03", "04"), "joint_random": ("02", "03", "04")}
-
 
 @dataclass(frozen=True)
 class Notebook:

@@ -34,7 +34,7 @@ def claims() -> str:
     for metric, measure in ledger.MEASURES.items():
         cells = [in_short([row for row in own if row["metric"] == metric]) for own in rows.values()]
         if any(cells):
-            says = f"{measure.says} (above {measure.threshold:g})"
+            says = f"{measure.description} (above {measure.threshold:g})"
             lines.append(f"| {measure.claim} | {says} | {measure.paper} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -153,31 +153,3 @@ def _file(path: str, file: str, revision: str | None) -> str | None:
         _raise_exceptions_for_connection_errors=False,
     )
     return Path(found).read_text(encoding="utf-8") if found else None
-
-
-def chat(tokenizer, template, question, system, images, placeholder, name) -> str:
-    """The chat template applied to a question; templates differ in the forms they take, so try several."""
-    pictures = [{"type": "image"} for _ in range(images)]
-    user = {"role": "user", "content": [*pictures, {"type": "text", "text": question}]}
-    trials = [[user]]
-    if system:
-        told = {"role": "user", "content": [*pictures, {"type": "text", "text": f"{system}\n{question}"}]}
-        trials = [
-            [{"role": "system", "content": [{"type": "text", "text": system}]}, user],
-            [{"role": "system", "content": system}, user],
-            [told],
-        ]
-    problem = "it has no chat template"
-    for messages in trials:
-        try:
-            text = tokenizer.apply_chat_template(
-                messages, chat_template=template, tokenize=False, add_generation_prompt=True
-            )
-        except Exception as error:  # templates raise jinja errors of many kinds
-            problem = str(error)
-            continue
-        if question in text and (not system or (system in text and "{'type'" not in text)):
-            if text.count(placeholder) == images:
-                return text
-            problem = f"its chat template writes {text.count(placeholder)} pictures instead of {images}"
-    raise UserError(f"Cannot write a prompt for {name}: {problem}.")

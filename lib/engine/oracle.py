@@ -18,8 +18,8 @@ from lib.engine.vlm import VLM
 def inputs(vlm: VLM, pictures: Sequence, questions: Sequence[str], **options) -> dict:
     """What the family's own processor would hand to the model for one picture per question."""
     prompt = vlm.tokens(questions, **options)
-    out = dict(input_ids=prompt.ids, attention_mask=prompt.mask.long(), **vlm._pixels(pictures))
-    types = (prompt.ids == vlm.image_id).long()
+    out = dict(input_ids=prompt.ids, attention_mask=prompt.mask.long(), **vlm.encoder.pixels(pictures))
+    types = (prompt.ids == vlm.language.image_id).long()
     kind = vlm.family.architecture
     if kind in ("qwen2_vl", "qwen2_5_vl"):
         out["mm_token_type_ids"] = types.int()
@@ -67,7 +67,7 @@ def forward(
         for index, layer in enumerate(layers):
             handles.append(layer.register_forward_pre_hook(before(index)))
         handles.append(layers[-1].register_forward_hook(after))
-        vlm.base.rope_deltas = None
+        vlm.language.base.rope_deltas = None
         return vlm.model(**batch, use_cache=False).logits[:, -1].float()
     finally:
         for handle in handles:

@@ -21,7 +21,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lib.engine.vlm import VLM, Ids, ImageTokens, Memory, Prompt, pick, put, take
+from lib.engine.prefix_cache import PrefixCache
+from lib.engine.prompts import Prompt
+from lib.engine.tensors import Ids, ImageTokens, pick, put, take
+from lib.engine.vlm import VLM
 from lib.errors import UserError
 
 BASELINE = -1  # the slot of rows that belong to no slot
@@ -132,19 +135,19 @@ def last_token_states(
     run: Run,
     slots: Sequence[int] | None = None,
     progress: bool = False,
-    memory: Memory | None = None,
+    memory: PrefixCache | None = None,
 ) -> Float[Tensor, "pair slot hidden"]:
     """The last token's residual stream at slots for every row of a run; what `memory` has is used."""
-    slots, memory = _slots(slots, vlm.slots), memory or Memory(vlm, run.images)
+    slots, memory = _slots(slots, vlm.slots), memory or PrefixCache(vlm.language, run.images)
     out: list = [None] * len(run)
 
     def work(frame, pictures, groups):
         past = memory.keys(frame, pictures)
         for group, part, places in groups:
-            hidden = vlm.ask(frame, group, part, past.rows(places), capture=slots, at=slice(-1, None)).hidden
+            hidden = vlm.language.ask(frame, group, part, past.rows(places), capture=slots, at=slice(-1, None)).hidden
             yield group.rows[part].tolist(), torch.cat([hidden[slot].cpu() for slot in slots], dim=1)
 
-    for rows, states in vlm.each(run.prompt, run.index, work, progress, cost=3.0):
+    for rows, states in vlm.language.each(run.prompt, run.index, work, progress, cost=3.0):
         for row, state in zip(rows, states, strict=True):
             out[row] = state
     return torch.stack(out)
@@ -173,7 +176,7 @@ def last_token_sweep(
     clean, counterfactual = clean.rows(todo), counterfactual.rows(todo)
     wanted = sorted({*slots, len(vlm.layers)})
     same = counterfactual.images is clean.images
-    memory = Memory(vlm, clean.images, np.intersect1d(clean.index, counterfactual.index) if same else ())
+    memory = PrefixCache(vlm.language, clean.images, np.intersect1d(clean.index, counterfactual.index) if same else ())
     shared = memory if same else None
     states = last_token_states(vlm, counterfactual, wanted, progress, shared)
 
@@ -181,9 +184,11 @@ def last_token_sweep(
         past = memory.keys(frame, pictures)
         for group, part, places in groups:
             rows = group.rows[part].numpy()
-            run = vlm.ask(frame, group, part, past.rows(places), keep=True)
+            run = vlm.language.ask(frame, group, part, past.rows(places), keep=True)
             entering = {slot: states[rows, i].to(run.last.device) for i, slot in enumerate(wanted) if slot in slots}
-            patched = vlm.run_last(group.plan, entering, run.keys.first(group.plan.length - 1))
+            before = run.keys.first(group.plan.length - 1)
+            ends = vlm.language.run_last(group.plan, {slot: x[:, None] for slot, x in entering.items()}, before)
+            patched = dict(zip(entering, ends.unbind(1), strict=True))
             other = states[rows, -1].to(run.last.device)
             yield table.parts(
                 todo[rows],
@@ -192,7 +197,7 @@ def last_token_sweep(
                 slot=[BASELINE, BASELINE, *patched],
             )
 
-    results = vlm.each(clean.prompt, clean.index, work, progress, cost=3.0)
+    results = vlm.language.each(clean.prompt, clean.index, work, progress, cost=3.0)
     return _collect(table, results, done, save)
 
 
@@ -212,10 +217,10 @@ def tokens_at(
     out = {slot: torch.full_like(run.images[:, chosen], torch.nan) for slot in slots}
 
     def work(frame, pictures, groups):
-        context = vlm.contexts(frame, pick(run.images, pictures), capture=slots, at=slice(frame.first, None))
+        context = vlm.language.prefill(frame, pick(run.images, pictures), capture=slots, at=slice(frame.first, None))
         yield pictures, {slot: context.hidden[slot][:, (frame.image - frame.first)[chosen]] for slot in slots}
 
-    for pictures, states in vlm.each(run.prompt, run.index, work):
+    for pictures, states in vlm.language.each(run.prompt, run.index, work):
         for slot, state in states.items():
             out[slot][pictures] = state.to(out[slot])
     return out
@@ -316,18 +321,18 @@ def token_sweep(
         pictures, place = np.unique(scenes[chosen], return_inverse=True)
         place = place.reshape(-1, 2)
         inner = [slot for slot in slots if slot < end]
-        context = vlm.contexts(frame, pick(run.images, pictures), capture=inner, at=slice(frame.first, None))
+        context = vlm.language.prefill(frame, pick(run.images, pictures), capture=inner, at=slice(frame.first, None))
         image = frame.image - frame.first
         prefix = context.keys.rows([0]).first(frame.first)
         asked = []
         for group, part, places in groups:
             pairs = todo[group.rows[part].numpy()]
             past = context.keys.rows(place[places, 0])
-            clean = vlm.ask(frame, group, part, past, capture=inner)
+            clean = vlm.language.ask(frame, group, part, past, capture=inner)
             asked.append((group, part, places, pairs, clean))
             yield table.part(pairs, clean.last, run="clean", slot=BASELINE, edit="none")
             if other is not None:
-                last = vlm.ask(frame, group, part, context.keys.rows(place[places, 1])).last
+                last = vlm.language.ask(frame, group, part, context.keys.rows(place[places, 1])).last
                 yield table.part(pairs, last, run="counterfactual", slot=BASELINE, edit="none")
         for name, edit in edits.items():
             keys = [
@@ -347,20 +352,20 @@ def token_sweep(
                     clean = stream[torch.as_tensor(which[:, 0])]
                     tokens = edit(take(clean, image), take(stream[torch.as_tensor(which[:, 1])], image), every[first])
                     plan = asked[0][0].plan
-                    patched = vlm.run(plan, put(clean, image, tokens), slot, frame.first, prefix, keys_only=True).keys
+                    patched = vlm.language.run(plan, put(clean, image, tokens), slot, frame.first, prefix, keys_only=True).keys
                 begin = 0
                 for group, part, _, pairs, clean in asked:
                     last = clean.last
                     if slot < end:
                         past = patched.rows(member[begin : begin + len(part)])
-                        last = vlm.run(group.plan, clean.hidden[slot], slot, frame.split, past).last
+                        last = vlm.language.run(group.plan, clean.hidden[slot], slot, frame.split, past).last
                     begin += len(part)
                     yield table.part(pairs, last, run="patched", slot=slot, edit=name)
 
     def complete(frame, chosen, groups):  # all rows of a pair belong to one part
         yield pd.concat(list(work(frame, chosen, groups)), ignore_index=True)
 
-    results = vlm.each(run.prompt, scene, complete, progress, cost=3.0, unit="scenes")
+    results = vlm.language.each(run.prompt, scene, complete, progress, cost=3.0, unit="scenes")
     return _collect(table, results, done, save)
 
 
@@ -398,7 +403,7 @@ def encoder_sweep(
     _, stream = vlm.encode([pictures[i] for i in used], capture=slots)
 
     def tokens(edit: Interchange, slot: int, chosen: np.ndarray) -> ImageTokens:
-        targets, sources = (torch.as_tensor(vlm.patches(x)) for x in (edit.targets, edit.sources))
+        targets, sources = (torch.as_tensor(vlm.encoder.patches(x)) for x in (edit.targets, edit.sources))
         origin = stream[slot][torch.as_tensor(place[chosen, 0 if edit.own else 1])]
 
         def exchange(patches: Tensor, index: np.ndarray) -> Tensor:
@@ -408,9 +413,9 @@ def encoder_sweep(
 
     def work(frame, chosen, groups):
         def answers(images, **columns):
-            past = vlm.contexts(frame, images).keys
+            past = vlm.language.prefill(frame, images).keys
             for group, part, places in groups:
-                last = vlm.ask(frame, group, part, past.rows(places)).last
+                last = vlm.language.ask(frame, group, part, past.rows(places)).last
                 yield table.part(todo[group.rows[part].numpy()], last, **columns)
 
         parts = []
@@ -422,7 +427,7 @@ def encoder_sweep(
                 parts += answers(tokens(edit, slot, chosen), run="patched", slot=slot, edit=name)
         yield pd.concat(parts, ignore_index=True)
 
-    results = vlm.each(run.prompt, scene, work, progress, unit="scenes")
+    results = vlm.language.each(run.prompt, scene, work, progress, unit="scenes")
     return _collect(table, results, done, save)
 
 
@@ -538,7 +543,7 @@ def amplification_sweep(
             which, member = np.array([p for p, _ in number]), np.array([number[key] for key in keys])
             jobs += [Job(name, float(alpha), change, which, first, member) for alpha in alphas]
         images = pick(run.images, pictures)
-        room = max(1, vlm.batch(run.prompt.length, images.shape[-1]) * 3 // 8)  # small batches stay in the cache
+        room = max(1, vlm.language.batch_size(run.prompt.length) * 3 // 8)  # small batches stay in the cache
         parts = []
         for mine in _packed(jobs, room):
             past = _amplified(vlm, frame, images, mine, slot)
@@ -548,7 +553,7 @@ def amplification_sweep(
                 inside = slice(begin, begin + len(part))
                 rows = np.concatenate([job.member[inside] + at for job, at in zip(mine, offsets, strict=False)])
                 begin += len(part)
-                last = vlm.ask(frame, group, np.tile(part, len(mine)), past.rows(rows)).last
+                last = vlm.language.ask(frame, group, np.tile(part, len(mine)), past.rows(rows)).last
                 parts.append(
                     table.parts(
                         own,
@@ -562,7 +567,7 @@ def amplification_sweep(
         yield pd.concat(parts, ignore_index=True)
 
     cost = min(len(alphas) * len(directions) + 1, 16)
-    results = vlm.each(run.prompt, run.index, work, progress, cost=cost, unit="pictures")
+    results = vlm.language.each(run.prompt, run.index, work, progress, cost=cost, unit="pictures")
     return _collect(table, results, done, save)
 
 
@@ -601,7 +606,7 @@ def _amplified(vlm: VLM, frame, images: Tensor, jobs: list[Job], slot: int):
         return put(hidden, frame.image, torch.cat(out))
 
     which = torch.as_tensor(np.concatenate([job.which for job in jobs]), device=images.device)
-    return vlm.contexts(frame, images[which], edits={slot: edit}).keys
+    return vlm.language.prefill(frame, images[which], edits={slot: edit}).keys
 
 
 # --- attention knock-out ------------------------------------------------------------------------------------
@@ -632,23 +637,23 @@ def knockout_sweep(
     run = run.rows(todo)
 
     def work(frame, pictures, groups):
-        past = vlm.contexts(frame, pick(run.images, pictures)).keys
+        past = vlm.language.prefill(frame, pick(run.images, pictures)).keys
         parts = []
         for group, part, places in groups:
             pairs, length = todo[group.rows[part].numpy()], group.plan.length
             starts = sorted({span.start for span in layers})
-            clean = vlm.ask(frame, group, part, past.rows(places), capture=starts, at=slice(-1, None), keep=True)
+            clean = vlm.language.ask(frame, group, part, past.rows(places), capture=starts, at=slice(-1, None), keep=True)
             before = clean.keys.first(length - 1)
             parts.append(table.part(pairs, clean.last, run="clean", slot=BASELINE, stop=BASELINE, edit="none"))
             for name, tokens in token_sets.items():
                 hidden = frame.image[_sets(tokens, pairs)].expand(len(pairs), -1)
                 for span in layers:
                     cut = _blind(hidden, span, length)
-                    last = vlm.run(group.plan, clean.hidden[span.start], span.start, length - 1, before, mask=cut).last
+                    last = vlm.language.run(group.plan, clean.hidden[span.start], span.start, length - 1, before, mask=cut).last
                     parts.append(table.part(pairs, last, run="patched", slot=span.start, stop=span.stop, edit=name))
         yield pd.concat(parts, ignore_index=True)
 
-    return _collect(table, vlm.each(run.prompt, run.index, work, progress), done, save)
+    return _collect(table, vlm.language.each(run.prompt, run.index, work, progress), done, save)
 
 
 def _blind(tokens: Tensor, span: range, length: int) -> Callable[[int, dict], dict]:

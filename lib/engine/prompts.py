@@ -1,0 +1,168 @@
+"""Questions as token ids: chat templates, image tokens written out, candidate answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+
+from lib.engine.families import Family
+from lib.engine.tensors import Ids
+from lib.errors import UserError
+from lib.stimuli.grids import Grid
+from lib.stimuli.questions import SYSTEM_TEXT
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Tokenised questions, padded on the left; the last token of every row predicts the answer."""
+
+    ids: Int[torch.Tensor, "batch token"]
+    mask: Bool[torch.Tensor, "batch token"]  # False where padded
+    image: Int[torch.Tensor, "batch image_token"]  # positions of image tokens in raster order, picture after picture
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def length(self) -> int:
+        return self.ids.shape[1]
+
+    def rows(self, index) -> Prompt:
+        """Chosen rows, without padding that none of them needs."""
+        index = torch.as_tensor(index, dtype=torch.long)
+        cut = int((~self.mask[index]).sum(1).min())
+        return Prompt(self.ids[index, cut:], self.mask[index, cut:], self.image[index] - cut)
+
+
+class PromptWriter:
+    """Writes questions about pictures as the chat template and the image processor of a checkpoint would.
+
+    longest: the number of positions of the language model, None where it has no limit.
+    """
+
+    def __init__(
+        self, tokenizer, template: str | None, family: Family, grid: Grid, image_id: int, longest: int | None, name: str
+    ):
+        self.tokenizer, self.template, self.family, self.grid = tokenizer, template, family, grid
+        self.image_id, self.longest, self.name = image_id, longest, name
+        self._texts: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._words: dict[str, tuple[int, ...]] = {}
+
+    def text(self, question: str, system: str | None = SYSTEM_TEXT, images: int = 1) -> str:
+        """The chat text of a question, with every picture written out as its image tokens."""
+        token = self.tokenizer.convert_ids_to_tokens(self.image_id)
+        placeholder = self.family.placeholder or token
+        for reserved in (token, placeholder):
+            if reserved in question or reserved in (system or ""):
+                raise UserError(
+                    f"The question {question[:80]!r} contains {reserved}, which stands for a picture in {self.name}: "
+                    "leave it out, the picture is put before the question."
+                )
+        text = chat(self.tokenizer, self.template, question, system, images, placeholder, self.name)
+        side, record = self.grid.side, self.family
+        rows = (token * side + record.row_break) * (side - 1) + token * side + record.last_break
+        picture = record.before + rows + token * record.extra + record.after
+        return picture.join(text.split(placeholder))
+
+    def tokens(self, questions: Sequence[str], system: str | None = SYSTEM_TEXT, images: int = 1) -> Prompt:
+        """Tokenised questions as one batch, padded on the left; `images` pictures before each question."""
+        if isinstance(questions, str) or not len(questions):
+            raise UserError("Questions are a list of at least one text.")
+        rows = [self._tokenised(question, system, images) for question in questions]
+        length = max(len(ids) for ids, _ in rows)
+        pad = self.tokenizer.pad_token_id or 0
+        out = torch.full((len(rows), length), pad), torch.zeros(len(rows), length, dtype=torch.bool)
+        for i, (ids, _) in enumerate(rows):
+            out[0][i, length - len(ids) :] = ids
+            out[1][i, length - len(ids) :] = True
+        return Prompt(*out, torch.stack([positions + length - len(ids) for ids, positions in rows]))
+
+    def _tokenised(self, question: str, system: str | None, images: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids [token] of one question and the positions [image token] of its pictures in raster order."""
+        key = (question, system, images)
+        if key not in self._texts:
+            text = self.text(*key)
+            special = not (self.tokenizer.bos_token and text.startswith(self.tokenizer.bos_token))
+            ids = torch.tensor(self.tokenizer(text, add_special_tokens=special)["input_ids"])
+            positions, per_picture = (ids == self.image_id).nonzero()[:, 0], self.grid.side**2 + self.family.extra
+            if len(positions) != images * per_picture:
+                raise UserError(
+                    f"{self.name}: the prompt has {len(positions)} image tokens instead of {images * per_picture}; "
+                    "the tokenizer does not know the image token."
+                )
+            if self.longest and len(ids) > self.longest:
+                raise UserError(
+                    f"{self.name} has {self.longest} positions, and this prompt has {len(ids)} tokens "
+                    f"({question[:40]!r}...): ask a shorter question."
+                )
+            positions = positions.reshape(images, per_picture)[:, : self.grid.side**2].reshape(-1)
+            self._texts[key] = (ids, positions)
+        return self._texts[key]
+
+    def candidates(self, words: Sequence[Sequence[str]] | Sequence[str]) -> Ids:
+        """Token ids of the spellings of words: [row, role, spelling], padded with -1, no id twice.
+
+        words: one list of words per row (shorter rows end in roles without ids), or one list for a single row. The
+        spellings of a word are itself in lower case and capitalised, each with and without a leading space; each must
+        be one token.
+        """
+        table = [words] if len(words) and isinstance(words[0], str) else words
+        if not len(table) or not all(len(row) for row in table):
+            raise UserError("Candidates are lists of at least one word each, one list per question.")
+        rows = [[self._spellings(word) for word in row] for row in table]
+        roles, width = max(map(len, rows)), max(len(ids) for row in rows for ids in row)
+        out = torch.full((len(rows), roles, width), -1)
+        for i, row in enumerate(rows):
+            for k, spellings in enumerate(row):
+                out[i, k, : len(spellings)] = torch.tensor(spellings)
+        return out
+
+    def _spellings(self, word: str) -> tuple[int, ...]:
+        if word not in self._words:
+            bare = word.strip()
+            capital = bare[:1].upper() + bare[1:]
+            forms = (bare.lower(), capital, " " + bare.lower(), " " + capital)
+            self._words[word] = tuple(dict.fromkeys(self._single(form, bare) for form in forms))
+        return self._words[word]
+
+    def _single(self, form: str, word: str) -> int:
+        ids = self.tokenizer(form, add_special_tokens=False)["input_ids"]
+        if len(ids) > 1 and not self.tokenizer.decode(ids[:1]).strip():
+            ids = ids[1:]  # sentencepiece writes a leading space as a piece of its own
+        if len(ids) != 1 or ids[0] == self.tokenizer.unk_token_id:
+            pieces = self.tokenizer.convert_ids_to_tokens(ids)
+            raise UserError(
+                f"The word {word!r} is not one token for {self.name}: {form!r} becomes {pieces}. Choose another word."
+            )
+        return ids[0]
+
+
+def chat(tokenizer, template, question, system, images, placeholder, name) -> str:
+    """The chat template applied to a question; templates differ in the forms they take, so try several."""
+    pictures = [{"type": "image"} for _ in range(images)]
+    user = {"role": "user", "content": [*pictures, {"type": "text", "text": question}]}
+    trials = [[user]]
+    if system:
+        both = {"role": "user", "content": [*pictures, {"type": "text", "text": f"{system}\n{question}"}]}
+        trials = [
+            [{"role": "system", "content": [{"type": "text", "text": system}]}, user],
+            [{"role": "system", "content": system}, user],
+            [both],
+        ]
+    problem = "it has no chat template"
+    for messages in trials:
+        try:
+            text = tokenizer.apply_chat_template(
+                messages, chat_template=template, tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:  # templates raise jinja errors of many kinds
+            problem = str(error)
+            continue
+        if question in text and (not system or (system in text and "{'type'" not in text)):
+            if text.count(placeholder) == images:
+                return text
+            problem = f"its chat template writes {text.count(placeholder)} pictures instead of {images}"
+    raise UserError(f"Cannot write a prompt for {name}: {problem}.")

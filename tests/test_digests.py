@@ -1,0 +1,103 @@
+"""Rewording makes nothing stale; a line of arithmetic makes exactly those notebooks stale that reach it."""
+
+import shutil
+
+import nbformat
+import pytest
+
+from lib import places
+from lib.artifact import digests
+
+NOTEBOOKS = sorted(places.NOTEBOOKS.glob("[0-9]*.ipynb"))
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A copy of lib that may be edited."""
+    return shutil.copytree(places.LIB, tmp_path / "lib", ignore=shutil.ignore_patterns("__pycache__"))
+
+
+def codes(folder):
+    """By notebook, the modules it reaches and their digests."""
+    found = {}
+    for path in NOTEBOOKS:
+        cells = nbformat.read(path, as_version=4).cells
+        sources = [c.source for c in cells if c.cell_type == "code" and not digests.sets_up(c)]
+        found[path.stem] = digests.code(sources, folder)
+    return found
+
+
+def edit(path, old, new):
+    text = path.read_text()
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
+
+
+def test_a_docstring_and_a_comment_make_nothing_stale(copy):
+    before = codes(copy)
+    for path in copy.rglob("*.py"):
+        path.write_text(f'"""Reworded."""\n{path.read_text()}\n\n# and a comment\n')
+    edit(copy / "analysis/statistics.py", "def mean(", "\ndef   mean(")
+    assert codes(copy) == before
+
+
+def test_arithmetic_makes_those_stale_that_reach_it(copy):
+    before = codes(copy)
+    (copy / "analysis/knockout.py").open("a").write("\nEXTRA = 1 + 1\n")
+    after = codes(copy)
+    stale = {name for name in before if before[name] != after[name]}
+    assert stale == {name for name in before if "lib.analysis.knockout" in before[name]}
+    assert stale == {"03_backbone_relation_probing"}
+    changed = {module for name in stale for module in after[name] if after[name][module] != before[name][module]}
+    assert changed == {"lib.analysis.knockout"}
+
+
+def test_what_runs_and_shows_notebooks_is_reached_by_none(copy):
+    reached = {module for modules in codes(copy).values() for module in modules}
+    assert {"lib.engine.vlm", "lib.stimuli.scenes", "data/objects", "lib", "lib.artifact.ledger"} <= reached
+    outside = {"lib.run", "lib.artifact.record", "lib.artifact.readme", "lib.artifact.seeds", "lib.artifact.colab"}
+    assert not outside & reached and not any(name.startswith("lib.reference") for name in reached)
+
+
+@pytest.mark.parametrize(
+    "source, names",
+    [
+        ("import lib.run", ["lib.run"]),
+        ("def f():\n    from lib.engine import vlm", ["lib.engine", "lib.engine.vlm"]),
+        ("from . import places", ["lib", "lib.places"]),
+        ("from .engine.vlm import load", ["lib.engine.vlm", "lib.engine.vlm.load"]),
+        ("import library, numpy\nfrom os import path", []),
+        ("%matplotlib inline\n!ls\nfrom lib import errors", ["lib", "lib.errors"]),
+    ],
+)
+def test_imports_are_found_wherever_they_stand(source, names):
+    assert digests.imports(source, "lib") == names
+
+
+@pytest.mark.parametrize(
+    "one, other, equal",
+    [
+        ("x = 1  # one", "x = (1)", True),
+        ('def f():\n    """Doc."""\n    return 1', "def f(): return 1", True),
+        ('x = "a" f"{y}b" "c"', 'x = f"a{y}bc"', True),
+        ('x = f"{y:}"', 'x = f"{y}"', True),
+        ('x = u"a"', "x = 'a'", True),
+        ("x = 1", "x = 2", False),
+        ("x = 1", "x = True", False),
+        ("x = 1.0", "x = 1", False),
+        ("x = None", "x = []", False),
+        ("return_ = f(a)", "return_ = f(*a)", False),
+    ],
+)
+def test_trees_are_compared_not_texts(one, other, equal):
+    assert (digests.tree_digest(one) == digests.tree_digest(other)) is equal
+
+
+def test_cells_that_set_up_a_machine_do_not_count():
+    cell = nbformat.v4.new_code_cell("%pip install x", metadata={"tags": ["colab"]})
+    rest = [nbformat.v4.new_markdown_cell("# Title"), nbformat.v4.new_code_cell("1 + 1")]
+    assert digests.cells([cell, *rest]) == digests.cells(rest)
+    assert digests.cells(rest[:1]) != digests.cells(rest)
+    for path in NOTEBOOKS:
+        first = next(c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code")
+        assert digests.sets_up(first), path

@@ -1,0 +1,35 @@
+"""The rules of the ledger: thresholds, too few units, and the rivals they exclude."""
+
+import pytest
+
+from lib import places
+from lib.artifact import ledger
+
+CURRENT = [measure for measure in ledger.MEASURES.values() if not measure.superseded]
+
+
+@pytest.mark.parametrize("measure", CURRENT, ids=lambda measure: measure.metric)
+def test_a_current_rule_names_the_rival_it_excludes_and_stands_in_the_documents(measure):
+    assert measure.excludes
+    line = next(x for x in (places.ROOT / "docs/RULES.md").read_text("utf-8").split("\n") if f"`{measure.metric}`" in x)
+    threshold = f"{measure.threshold:g}".replace("0.", ".")
+    assert f"| {threshold} |" in line
+
+
+def test_every_claim_has_a_current_rule():
+    assert {measure.claim for measure in CURRENT} >= {f"C{k}" for k in range(1, 8)}
+
+
+def test_verdicts_follow_the_interval():
+    rule = ledger.MEASURES["strip_code"]
+    assert rule.verdict(0.51, 0.9, 50) == "reproduced"
+    assert rule.verdict(0.1, 0.5, 50) == "not reproduced"
+    assert rule.verdict(0.4, 0.6, 50) == rule.verdict(0.9, 1.0, 4) == "inconclusive"
+
+
+def test_too_few_pairs_are_not_testable_even_without_an_interval():
+    rule = ledger.MEASURES["backup_beyond_floor"]
+    assert rule.verdict(0.9, 1.0, 19) == rule.verdict(float("nan"), float("nan"), 0) == "not testable"
+    assert rule.verdict(0.9, 1.0, 20) == "reproduced"
+    with pytest.raises(ValueError, match="upside down"):
+        rule.verdict(float("nan"), float("nan"), 20)
