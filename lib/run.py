@@ -18,8 +18,9 @@ from pathlib import Path
 
 from lib import files, places
 from lib.artifact import record, storage
-from lib.artifact.notebooks import PLAN, Notebook, choose_notebooks, tidy, write_notebook
+from lib.artifact.notebooks import Notebook, choose_notebooks, tidy, write_notebook
 from lib.engine.checkpoints import Model, find_model, hub_digest, known_models, shipped
+from lib.engine.embedded import PLAN
 from lib.errors import UserError, cli, unknown
 from lib.places import show
 

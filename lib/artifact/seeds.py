@@ -15,8 +15,8 @@ import pandas as pd
 
 from lib import places
 from lib.artifact import figures, ledger, storage
-from lib.artifact.notebooks import PLAN
 from lib.engine.checkpoints import seeds
+from lib.engine.embedded import PLAN
 from lib.errors import UserError, cli
 from lib.places import show
 from lib.stimuli.questions import SETTINGS
