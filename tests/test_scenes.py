@@ -243,7 +243,7 @@ def test_box_tokens_by_hand():
 # --- naturalistic scenes ------------------------------------------------------------------------------------
 
 
-def test_natural_scenes_keep_their_promises():
+def test_natural_scenes_are_as_documented():
     rng = np.random.default_rng(5)
     drawn = [scenes.natural_scene(rng, 168, scenes.HELD_OUT_PHOTOGRAPHS) for _ in range(200)]
     sides = [p.box[2] - p.box[0] for s in drawn for p in s.placements]
@@ -323,7 +323,7 @@ def own(tmp_path):
     return tmp_path
 
 
-def test_own_objects_replace_the_eight(own):
+def test_objects_of_a_folder_replace_the_eight(own):
     grid = GRIDS["reference"]
     things = scenes.entities("objects", grid, own)
     assert [t.name for t in things] == ["ball", "bird", "cup", "lamp", "shoe", "tree"]
@@ -344,7 +344,7 @@ def test_own_objects_replace_the_eight(own):
 def test_bad_folders_and_pictures_get_one_sentence(own):
     def message(folder=own) -> str:
         with pytest.raises(UserError) as caught:
-            scenes.own_objects(folder)
+            scenes.objects_in_folder(folder)
         assert "\n" not in str(caught.value) and str(caught.value).endswith(".")
         return str(caught.value)
 
