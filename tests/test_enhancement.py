@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from test_realdata import SAMPLES, needs_coco, needs_whatsup
+from test_photographs import SAMPLES, needs_coco, needs_whatsup
 from tiny import tiny
 
 from lib.analysis import enhancement, statistics

@@ -61,7 +61,7 @@ def test_question_texts_are_the_papers():
 
 
 @pytest.mark.parametrize(
-    ("call", "says"),
+    ("call", "sentence"),
     [
         (lambda: questions.questions("circles", GRID), "Unknown setting 'circles'"),
         (lambda: questions.neighbour_question("circles", "left", None), "Unknown setting 'circles'"),
@@ -83,8 +83,8 @@ def test_question_texts_are_the_papers():
         (lambda: pairs.mirrored_pairs("squares", GRID, directions=["up"]), "unknown direction 'up'"),
     ],
 )
-def test_bad_input_gets_one_sentence(call, says):
-    with pytest.raises(UserError, match=says) as caught:
+def test_bad_input_gets_one_sentence(call, sentence):
+    with pytest.raises(UserError, match=sentence) as caught:
         call()
     assert "\n" not in str(caught.value)
 
@@ -99,7 +99,7 @@ def test_held_out_triples_are_a_third_and_closed_under_mirroring(setting):
     assert {t[::-1] for t in held} == held
 
 
-def test_held_out_triples_stay_what_the_models_were_promised():
+def test_held_out_triples_are_those_kept_out_of_training():
     held = [sorted(" ".join(map(str, t)) for t in questions.held_out_triples(s, GRID)) for s in SETTINGS]
     assert hashlib.sha256(str(held).encode()).hexdigest()[:16] == "21b4fc7bb0048106"
 
@@ -134,7 +134,7 @@ def test_items_on_photographs_and_shifted():
         assert (step == np.array([-14, 14, -14, 14])).all()
 
 
-def test_own_objects_are_test_items(tmp_path):
+def test_objects_of_a_folder_are_test_items(tmp_path):
     for old, new in zip(object_pictures.NAMES, ("cup", "ball", "shoe", "tree", "bird"), strict=False):
         shutil.copy(places.OBJECTS / f"{old}.png", tmp_path / f"{new}.png")
     items = questions.questions("objects", GRID, objects=tmp_path)

@@ -18,7 +18,7 @@ from lib.stimuli.scenes import Entity, Placement, Scene
 
 grids = st.sampled_from(list(GRIDS.values()))
 orientations = st.sampled_from(ORIENTATIONS)
-slots = st.integers(0, 2)
+places_of_a_line = st.integers(0, 2)
 quick = settings(max_examples=25, deadline=None)
 
 
@@ -49,8 +49,8 @@ def test_geometry_of_the_families(name, canvas, starts, across):
     grid = GRIDS[name]
     assert (grid.canvas, grid.starts, grid.across) == (canvas, starts, across)
     assert sum(grid.strips) == grid.side and grid.strips[0] == grid.strips[2]
-    for slot in range(3):
-        assert set(range(starts[slot], starts[slot] + grid.entity)) <= set(grid.strip_range(slot))
+    for place in range(3):
+        assert set(range(starts[place], starts[place] + grid.entity)) <= set(grid.strip_range(place))
 
 
 @pytest.mark.parametrize("grid", GRIDS.values(), ids=lambda g: g.name)
@@ -71,12 +71,12 @@ def test_scene_errors_are_one_sentence():
         scenes.line_scene(triple, grid, "verticle")
     with pytest.raises(UserError, match="No photograph 'moon'"):
         scenes.render(Scene(grid.canvas, (), scenes.Backdrop("moon")))
-    for thing, says in (
+    for thing, sentence in (
         (Entity("aple"), "unknown object 'aple': did you mean 'apple'"),
         (Entity("square", "grey"), "unknown colour 'grey': did you mean 'gray'"),
         (Entity("sqare", "red"), "unknown shape 'sqare': did you mean 'square'"),
     ):
-        with pytest.raises(UserError, match=says):
+        with pytest.raises(UserError, match=sentence):
             scenes.render(Scene(grid.canvas, (Placement(thing, (0, 0, 28, 28)),)))
 
 
@@ -86,11 +86,11 @@ def test_scene_errors_are_one_sentence():
 @quick
 @given(grids, orientations)
 def test_strips_partition_the_grid_and_hold_their_objects(grid, orientation):
-    strips = [token_sets.strip_tokens(grid, orientation, slot) for slot in range(3)]
+    strips = [token_sets.strip_tokens(grid, orientation, place) for place in range(3)]
     assert np.array_equal(np.sort(np.concatenate(strips)), np.arange(grid.side**2))
     parts = [token_sets.background(grid, orientation)]
-    for slot, strip in enumerate(strips):
-        thing, rest = (f(grid, orientation, slot) for f in (token_sets.object_tokens, token_sets.background_strip))
+    for place, strip in enumerate(strips):
+        thing, rest = (f(grid, orientation, place) for f in (token_sets.object_tokens, token_sets.background_strip))
         assert len(thing) == grid.entity**2 and np.array_equal(np.union1d(thing, rest), strip)
         assert len(thing) + len(rest) == len(strip) and np.isin(rest, parts[0]).all()
         parts.append(thing)
@@ -100,16 +100,16 @@ def test_strips_partition_the_grid_and_hold_their_objects(grid, orientation):
 @quick
 @given(grids, orientations, st.data())
 def test_narrow_strips_are_nested_bands_around_the_object(grid, orientation, data):
-    slot = data.draw(slots)
-    widths = range(grid.entity, grid.strips[slot] + 1)
-    strips = [set(token_sets.strip_tokens(grid, orientation, slot, w)) for w in widths]
+    place = data.draw(places_of_a_line)
+    widths = range(grid.entity, grid.strips[place] + 1)
+    strips = [set(token_sets.strip_tokens(grid, orientation, place, w)) for w in widths]
     assert [len(s) for s in strips] == [w * grid.side for w in widths]
-    assert set(token_sets.object_tokens(grid, orientation, slot)) <= strips[0]
+    assert set(token_sets.object_tokens(grid, orientation, place)) <= strips[0]
     assert all(a < b for a, b in zip(strips, strips[1:], strict=False))
-    assert strips[-1] == set(token_sets.strip_tokens(grid, orientation, slot))
-    for wrong in (grid.entity - 1, grid.strips[slot] + 1):
+    assert strips[-1] == set(token_sets.strip_tokens(grid, orientation, place))
+    for wrong in (grid.entity - 1, grid.strips[place] + 1):
         with pytest.raises(UserError, match="is not possible"):
-            token_sets.strip_tokens(grid, orientation, slot, wrong)
+            token_sets.strip_tokens(grid, orientation, place, wrong)
 
 
 def flip(grid, orientation, tokens):
@@ -123,18 +123,18 @@ def flip(grid, orientation, tokens):
 @quick
 @given(grids, orientations, st.data())
 def test_sets_are_sorted_int64_and_mirror(grid, orientation, data):
-    slot = data.draw(slots)
-    width = data.draw(st.none() | st.integers(grid.entity, grid.strips[slot]))
+    place = data.draw(places_of_a_line)
+    width = data.draw(st.none() | st.integers(grid.entity, grid.strips[place]))
     symmetric = grid.name in ("reference", "qwen2-vl")  # elsewhere (N - 3S - 2g) is odd, and nothing can be
     for make in (token_sets.object_tokens, token_sets.strip_tokens, token_sets.background_strip):
         more = () if make is token_sets.object_tokens else (width,)
-        mine, other = make(grid, orientation, slot, *more), make(grid, orientation, 2 - slot, *more)
-        assert mine.dtype == np.int64 and (np.diff(mine) > 0).all() and len(mine) == len(other)
-        if symmetric and slot != 1:
-            assert np.array_equal(flip(grid, orientation, mine), other)
-    full = token_sets.strip_tokens(grid, orientation, slot)
-    assert np.array_equal(flip(grid, orientation, full), token_sets.strip_tokens(grid, orientation, 2 - slot))
-    turned = token_sets.strip_tokens(grid, "vertical" if orientation == "horizontal" else "horizontal", slot)
+        tokens, other = make(grid, orientation, place, *more), make(grid, orientation, 2 - place, *more)
+        assert tokens.dtype == np.int64 and (np.diff(tokens) > 0).all() and len(tokens) == len(other)
+        if symmetric and place != 1:
+            assert np.array_equal(flip(grid, orientation, tokens), other)
+    full = token_sets.strip_tokens(grid, orientation, place)
+    assert np.array_equal(flip(grid, orientation, full), token_sets.strip_tokens(grid, orientation, 2 - place))
+    turned = token_sets.strip_tokens(grid, "vertical" if orientation == "horizontal" else "horizontal", place)
     assert np.array_equal(np.sort(turned % grid.side * grid.side + turned // grid.side), full)
 
 
@@ -155,9 +155,9 @@ def test_interchange_regions_are_aligned(grid, orientation, seed):
             assert (last[:n] - first[:n] == step).all()
             assert np.array_equal(first[:n], token_sets.object_tokens(grid, orientation, 0))
         if region == "strip":
-            for slot, mine in ((0, first), (2, last)):
-                assert np.array_equal(np.sort(mine), token_sets.strip_tokens(grid, orientation, slot, width))
-                assert (np.diff(mine[n:]) > 0).all()
+            for place, tokens in ((0, first), (2, last)):
+                assert np.array_equal(np.sort(tokens), token_sets.strip_tokens(grid, orientation, place, width))
+                assert (np.diff(tokens[n:]) > 0).all()
         if region == "random":
             background = token_sets.background(grid, orientation)
             assert np.isin(np.concatenate([first, last]), background).all()
@@ -188,13 +188,13 @@ def test_tokens_agree_with_pixels(grid, orientation, setting, data):
     shift = data.draw(st.tuples(*[st.integers(-room, room)] * 2))
     triple = tuple(things[:3])
     scene = scenes.line_scene(triple, grid, orientation, shift)
-    sets = [token_sets.object_tokens(grid, orientation, slot, shift) for slot in range(3)]
+    sets = [token_sets.object_tokens(grid, orientation, place, shift) for place in range(3)]
     found = tokens_with(inked(scene), grid)
     assert np.isin(found, np.concatenate(sets)).all()
     if setting == "squares":  # a square fills its tokens to the last pixel
         assert np.array_equal(np.sort(np.concatenate(sets)), tokens_with(inked(scene), grid, grid.pixels**2))
-    for placement, mine in zip(scene.placements, sets, strict=True):
-        assert np.array_equal(token_sets.box_tokens(placement.box, grid), mine) and np.isin(found, mine).any()
+    for placement, tokens in zip(scene.placements, sets, strict=True):
+        assert np.array_equal(token_sets.box_tokens(placement.box, grid), tokens) and np.isin(found, tokens).any()
     outside = np.isin(np.arange(grid.side**2), token_sets.background(grid, orientation, shift))
     assert not inked(scene).reshape(grid.side, grid.pixels, grid.side, grid.pixels).any((1, 3)).ravel()[outside].any()
 
@@ -218,16 +218,16 @@ def test_box_tokens_follow_the_rule(grid, data):
     size = data.draw(st.tuples(st.integers(60, 800), st.integers(60, 800)))
     x, y = ([data.draw(st.floats(0, edge - 2)) for _ in range(2)] for edge in size)
     box = (min(x), min(y), max(x) + 1.5, max(y) + 1.5)
-    mine = token_sets.box_tokens(box, grid, size)
+    tokens = token_sets.box_tokens(box, grid, size)
     column, row = (min(int((box[k] + box[k + 2]) / 2 * grid.side / size[k]), grid.side - 1) for k in (0, 1))
-    assert row * grid.side + column in mine and (np.diff(mine) > 0).all()
+    assert row * grid.side + column in tokens and (np.diff(tokens) > 0).all()
     for token in data.draw(st.lists(st.integers(0, grid.side**2 - 1), max_size=20)):
         r, c = divmod(token, grid.side)
         wide = min((c + 1) / grid.side, box[2] / size[0]) - max(c / grid.side, box[0] / size[0])
         high = min((r + 1) / grid.side, box[3] / size[1]) - max(r / grid.side, box[1] / size[1])
         part = max(wide, 0) * max(high, 0) * grid.side**2
         if abs(part - 0.5) > 1e-6 and (r, c) != (row, column):
-            assert (token in mine) == (part > 0.5)
+            assert (token in tokens) == (part > 0.5)
 
 
 def test_box_tokens_by_hand():
@@ -243,7 +243,7 @@ def test_box_tokens_by_hand():
 # --- naturalistic scenes ------------------------------------------------------------------------------------
 
 
-def test_natural_scenes_keep_their_promises():
+def test_natural_scenes_are_as_documented():
     rng = np.random.default_rng(5)
     drawn = [scenes.natural_scene(rng, 168, scenes.HELD_OUT_PHOTOGRAPHS) for _ in range(200)]
     sides = [p.box[2] - p.box[0] for s in drawn for p in s.placements]
@@ -323,14 +323,14 @@ def own(tmp_path):
     return tmp_path
 
 
-def test_own_objects_replace_the_eight(own):
+def test_objects_of_a_folder_replace_the_eight(own):
     grid = GRIDS["reference"]
     things = scenes.entities("objects", grid, own)
     assert [t.name for t in things] == ["ball", "bird", "cup", "lamp", "shoe", "tree"]
     assert len(scenes.ordered_triples("objects", grid, own)) == 120
     scene = scenes.line_scene(things[:3], grid, "horizontal")
     assert set(tokens_with(inked(scene), grid)) <= {
-        t for slot in range(3) for t in token_sets.object_tokens(grid, "horizontal", slot)
+        t for place in range(3) for t in token_sets.object_tokens(grid, "horizontal", place)
     }
     ball = scenes.render(Scene(112, (Placement(things[0], (0, 0, 112, 112)),)))
     apple = scenes.render(Scene(112, (Placement(Entity("apple"), (0, 0, 112, 112)),)))
@@ -341,10 +341,10 @@ def test_own_objects_replace_the_eight(own):
     assert {p.entity for p in drawn.placements} <= set(things)
 
 
-def test_bad_folders_and_pictures_are_told_in_one_sentence(own):
+def test_bad_folders_and_pictures_get_one_sentence(own):
     def message(folder=own) -> str:
         with pytest.raises(UserError) as caught:
-            scenes.own_objects(folder)
+            scenes.objects_in_folder(folder)
         assert "\n" not in str(caught.value) and str(caught.value).endswith(".")
         return str(caught.value)
 

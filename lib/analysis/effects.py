@@ -30,7 +30,7 @@ def moved(table: pd.DataFrame) -> pd.DataFrame:
     """Patched runs of a sweep against the baselines of their pair.
 
     Columns of `swing`, and moved (its change from the clean run) and between (counterfactual minus clean run). Pairs
-    are told apart by their number, so that each study's table needs a call of its own.
+    are identified by their number only, so that each study's table needs a separate call.
     """
     swings = swing(table)
     base = swings[swings["run"] != "patched"].pivot_table(index="pair", columns="run", values="swing")
@@ -138,10 +138,10 @@ EXPECTED = {"vision_only": (0.9, np.inf), "backbone_only": (-np.inf, 0.1)}  # th
 
 
 def calibration_verdict(table: pd.DataFrame) -> str:
-    """Is the analysis right about the models in which the mechanism is known? One sentence.
+    """Whether the analysis gives the known answer for the models whose mechanism was built in, in one sentence.
 
     table: columns model, region, reading (see `share_reading`), low, high of the embeddings' share. Every share that
-    was divided must be right, and strips, which hold objects and background, must give a share. Objects may read
+    was divided must be as expected, and strips, which hold objects and background, must give a share. Objects may read
     `neither`: a code that lies in the background does not move with them, which is an answer but no share.
     """
     missing = [name for name in EXPECTED if name not in set(table["model"])]
@@ -156,4 +156,4 @@ def calibration_verdict(table: pd.DataFrame) -> str:
         return f"The analysis fails on {' and '.join(wrong)}: its shares mean nothing until that is repaired."
     if missing:
         return f"Not calibrated in full: {' and '.join(missing)} not available."
-    return "The analysis is right about both calibration models."
+    return "The analysis gives the known answer for both calibration models."

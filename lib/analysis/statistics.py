@@ -3,7 +3,7 @@
 The unit of resampling is the pair (or item, or image): all rows of a unit are drawn together, never one by one.
 Intervals are expanded percentile bootstrap intervals (Hesterberg 2015, "What teachers should know about the
 bootstrap"): the percentiles are widened so that small samples keep their nominal coverage, which
-tests/test_stats.py measures.
+tests/test_statistics.py measures.
 """
 
 from __future__ import annotations

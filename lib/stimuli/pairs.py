@@ -133,7 +133,7 @@ def _pairs(
     """n pairs per direction, built by `build` from different ordered tuples of `size` entities."""
     if split not in (None, "test", "train"):
         raise unknown("split", split, ("test", "train"))
-    things = entities(setting, grid, objects)
+    pool = entities(setting, grid, objects)
     pairs = []
     for direction in directions:
         if direction not in DIRECTIONS:
@@ -145,7 +145,7 @@ def _pairs(
         for _ in range(max(20_000, 200 * n)):  # one at a time, so that a longer list begins like a shorter one
             if len(found) == n:
                 break
-            drawn = tuple(rng.permutation(len(things))[:size].tolist())
+            drawn = tuple(rng.permutation(len(pool))[:size].tolist())
             if drawn in seen:
                 continue
             seen |= {drawn, drawn[::-1]} if size == 3 else {drawn}  # a triple and its mirror give the same two pictures
@@ -155,7 +155,7 @@ def _pairs(
             def item(line, asked, mirror=mirror, backdrop=backdrop):
                 return line_item(setting, grid, line[::-1] if mirror else line, asked, shift, backdrop)
 
-            pair = build([things[k] for k in drawn], direction, item)
+            pair = build([pool[k] for k in drawn], direction, item)
             if split in (None, pair.split):
                 found.append(pair)
         if len(found) < n:

@@ -220,16 +220,16 @@ def lattice_questions(
     """
     if size not in (2, 3):
         raise UserError(f"There is no {size} x {size} lattice: choose size 2 or 3.")
-    things = entities(setting, grid, objects)
+    pool = entities(setting, grid, objects)
     rng = np.random.default_rng([seed, size])
     steps = {"left": -1, "right": 1, "above": -size, "below": size}  # to the target's place, row by row
     items: list[Item] = []
     while len(items) < count * len(DIRECTIONS):
-        chosen = rng.permutation(len(things))[: size**2]
+        chosen = rng.permutation(len(pool))[: size**2]
         places = rng.permutation(size**2)[: len(chosen)]
         flat: list[Entity | None] = [None] * size**2
         for k, place in zip(chosen, places, strict=True):
-            flat[place] = things[k]
+            flat[place] = pool[k]
         asked = {d: [p for p in places if _neighbour(flat, p, d, size)] for d in DIRECTIONS}
         if not all(asked.values()):
             continue  # no two neighbours in some direction
@@ -330,12 +330,12 @@ def natural_questions(
     """
     if not photographs:
         raise UserError("Naturalistic scenes need photographs: pass scenes.HELD_OUT_PHOTOGRAPHS, say.")
-    things = entities("objects", grid, objects)
+    pool = entities("objects", grid, objects)
     rng = np.random.default_rng(seed)
     items: list[SideItem] = []
     number = 0
     while len(items) < n:
-        scene = natural_scene(rng, grid.canvas, photographs, things)
+        scene = natural_scene(rng, grid.canvas, photographs, pool)
         clear = [
             (a, b, axis)
             for a, b in combinations(scene.placements, 2)

@@ -65,7 +65,7 @@ def palette(grid: Grid) -> tuple[str, ...]:
 def entities(setting: str, grid: Grid, objects: str | Path | None = None) -> tuple[Entity, ...]:
     """The entities of a setting: squares (6), shapes (6, each with one colour) or objects (8).
 
-    objects: a folder of other pictures for the setting `objects`, see `own_objects`.
+    objects: a folder of other pictures for the setting `objects`, see `objects_in_folder`.
     """
     match setting:
         case "squares":
@@ -73,11 +73,11 @@ def entities(setting: str, grid: Grid, objects: str | Path | None = None) -> tup
         case "shapes":
             return tuple(Entity(shape, colour) for shape, colour in zip(SHAPES, palette(grid), strict=True))
         case "objects":
-            return own_objects(objects) if objects else tuple(Entity(name) for name in OBJECT_NAMES)
+            return objects_in_folder(objects) if objects else tuple(Entity(name) for name in OBJECT_NAMES)
     raise UserError(f"Unknown setting {setting!r}: choose squares, shapes or objects.")
 
 
-def own_objects(folder: str | Path) -> tuple[Entity, ...]:
+def objects_in_folder(folder: str | Path) -> tuple[Entity, ...]:
     """One entity per PNG of a folder, in alphabetical order; the file's name is the object's name.
 
     Every picture is opened here, so that a bad one (unreadable, without transparency) is a UserError now and not in
@@ -218,15 +218,15 @@ def natural_scene(
 
     objects: the entities to choose from, by default the eight of data/objects/.
     """
-    things = objects or tuple(Entity(name) for name in OBJECT_NAMES)
+    pool = objects or tuple(Entity(name) for name in OBJECT_NAMES)
     placements: list[Placement] = []
-    for k in rng.choice(len(things), size=rng.integers(2, 6), replace=False):
+    for k in rng.choice(len(pool), size=rng.integers(2, 6), replace=False):
         for _ in range(50):  # a crowded canvas may have no room left: then the object is left out
             side = canvas * rng.uniform(0.11, 0.33)
             x, y = rng.uniform(0, canvas - side, size=2)
             box = (x, y, x + side, y + side)
             if all(overlap(box, other.box) < 0.25 for other in placements):
-                placements.append(Placement(things[k], box, rng.uniform(-25, 25)))
+                placements.append(Placement(pool[k], box, rng.uniform(-25, 25)))
                 break
     finish = Finish(
         light=rng.uniform(0, 0.5),

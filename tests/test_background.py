@@ -1,4 +1,4 @@
-"""Strips on maps and tokens made by hand, interventions on a tiny model: what is replaced is what is said."""
+"""Strip scores and predicted places on maps and tokens made by hand."""
 
 from dataclasses import replace
 
@@ -7,15 +7,15 @@ import pytest
 import torch
 from tiny import tiny
 
-from lib.analysis import ablation, background, effects, interchange, studies
+from lib.analysis import background
 from lib.analysis.line_images import LineImages
 from lib.analysis.probes import Probe
-from lib.errors import UserError
-from lib.patching.sweep import token_sweep
-from lib.stimuli import grids, pairs, scenes, token_sets
+from lib.stimuli import grids, scenes, token_sets
 
 GRID = grids.GRIDS["reference"]
+
 AXES = grids.ORIENTATIONS
+
 TOKENS = GRID.side**2
 
 
@@ -26,7 +26,7 @@ def planted(orientation="horizontal", strength=1.0, noise=0.0, count=30, seed=0)
     return strength * np.eye(3)[strip] + noise
 
 
-# --- the score ----------------------------------------------------------------------------------------------------
+# --- the score ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("orientation", AXES)
@@ -88,7 +88,7 @@ def test_intervals_cover_and_the_correction_undoes_the_noise_of_few_images():
     assert expected < 0.72 and 1 - corrected < (1 - expected) / 2
 
 
-def test_maps_of_columns_are_laid_on_their_side():
+def test_maps_of_vertical_lines_are_transposed():
     rows, columns = planted("horizontal"), planted("vertical")
     assert np.array_equal(background.as_horizontal(columns, "vertical"), rows)
     assert np.array_equal(background.as_horizontal(rows, "horizontal"), rows)
@@ -103,7 +103,7 @@ def test_profile_follows_the_axis(orientation):
     assert set(table["image"]) == {0, 1}
 
 
-# --- absolute or relative -----------------------------------------------------------------------------------------
+# --- place in the line or on the canvas -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("orientation", AXES)
@@ -173,103 +173,7 @@ def test_lines_at_the_tested_place_are_not_trained_on():
     assert background.unseen_place(own, 0, "logistic").max() <= 1 / 3 + 1e-9
 
 
-# --- order removed from some tokens, exchanges of some tokens -----------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def vlm():
-    return tiny("reference")
-
-
-@pytest.fixture(scope="module")
-def drawn(vlm):
-    return pairs.ablated_pairs("squares", vlm.grid, n=2)
-
-
-@pytest.fixture(scope="module")
-def plain(vlm, drawn):
-    return studies.study(vlm, drawn)
-
-
-@pytest.fixture(scope="module")
-def ablated(vlm, drawn):
-    return ablation.ablated_study(vlm, drawn)
-
-
-@pytest.mark.parametrize("part", token_sets.PARTS)
-def test_a_partial_ablation_replaces_its_tokens_and_no_other(plain, ablated, part):
-    mixed = ablation.partial_ablation(plain, ablated, part)
-    for name in ("clean", "counterfactual"):
-        runs = [getattr(study, name) for study in (plain, ablated, mixed)]
-        before, after, found = (run.images[torch.as_tensor(run.index)] for run in runs)
-        for k, pair in enumerate(plain.pairs):
-            objects = {t for slot in range(3) for t in token_sets.object_tokens(plain.vlm.grid, pair.orientation, slot)}
-            taken = {t for t in range(before.shape[1]) if not torch.equal(found[k, t], before[k, t])}
-            assert all(torch.equal(found[k, t], after[k, t]) for t in taken)
-            outside = set(range(before.shape[1])) - objects
-            wanted = {"none": set(), "object": objects, "background": outside, "both": objects | outside}
-            if part == "random":
-                assert taken <= outside and len(taken) <= len(objects)
-            else:
-                same = {t for t in wanted[part] if torch.equal(after[k, t], before[k, t])}
-                assert taken == wanted[part] - same
-
-
-def test_unknown_parts_are_refused(plain, ablated):
-    with pytest.raises(UserError, match="everything"):
-        ablation.partial_ablation(plain, ablated, "everything")
-
-
-def test_answers_of_all_or_nothing_are_those_of_the_two_studies(plain, ablated):
-    for part, study in (("none", plain), ("both", ablated)):
-        mixed = ablation.partial_ablation(plain, ablated, part)
-        found, wanted = ablation.answers(mixed), ablation.answers(study)
-        assert np.allclose(found["order"], wanted["order"], atol=1e-5) and found["correct"].equals(wanted["correct"])
-
-
-def pairs_of(edit, pair):
-    return set(zip(edit.targets[pair].tolist(), edit.sources[pair].tolist(), strict=True))
-
-
-def test_no_background_token_is_the_object_exchange_and_all_of_them_the_strip_exchange(plain):
-    grid, most = plain.vlm.grid, interchange.strip_background_size(plain.vlm.grid)
-    for count, objects, region in ((0, True, "object"), (most, True, "strip"), (most, False, "background_strip")):
-        edit = interchange.partial_strips(plain, count, objects)
-        for k, pair in enumerate(plain.pairs):
-            first, last = token_sets.interchange_regions(grid, pair.orientation, region)
-            assert pairs_of(edit, k) == {*zip(first, last, strict=True), *zip(last, first, strict=True)}
-    assert interchange.partial_strips(plain, 0, objects=False).targets.shape == (len(plain), 0)
-
-
-def test_some_tokens_are_aligned_members_of_the_strips_drawn_for_each_pair(plain):
-    edit, again, other = (interchange.partial_strips(plain, 3, objects=False, seed=seed) for seed in (1, 1, 2))
-    assert np.array_equal(edit.targets, again.targets) and not np.array_equal(edit.targets, other.targets)
-    for k, pair in enumerate(plain.pairs):
-        rests = token_sets.interchange_regions(plain.vlm.grid, pair.orientation, "background_strip")
-        aligned = {*zip(*rests, strict=True), *zip(*rests[::-1], strict=True)}
-        assert pairs_of(edit, k) < aligned and len(pairs_of(edit, k)) == 6
-    scattered = interchange.partial_strips(plain, 3, objects=False, scattered=True)
-    objects = token_sets.interchange_regions(plain.vlm.grid, plain.pairs[0].orientation, "object")
-    assert not set(scattered.targets[0]) & set(np.concatenate(objects))
-
-
-def test_exchanges_of_nothing_and_of_everything_are_the_baselines(plain):
-    edits = {"nothing": interchange.partial_strips(plain, 0, objects=False), "all": interchange.in_place(plain, "both")}
-    table = token_sweep(plain.vlm, plain.clean, edits, plain.ids, plain.roles, plain.other, slots=[0], progress=False)
-    wide = table.pivot_table(index=["pair", "role"], columns=["run", "edit"], values="probability")
-    assert np.allclose(wide["patched", "nothing"], wide["clean", "none"], atol=1e-5)
-    assert np.allclose(wide["patched", "all"], wide["counterfactual", "none"], atol=1e-5)
-    flipped = effects.flipped(table).set_index(["edit", "pair"])["flipped"]
-    clean = wide["clean", "none"].unstack("role")
-    assert np.array_equal(flipped["nothing"].to_numpy() == 1, clean["counterfactual"] > clean["clean"])
-
-
-def test_lines_know_what_stands_where(vlm):
-    triples = scenes.ordered_triples("squares", vlm.grid)[:3]
-    shown = LineImages.of(vlm, "squares", [*triples, (None, triples[0][0], None)], "vertical")
-    assert shown.entities.tolist() == [[0, 1, 2], [0, 1, 3], [0, 1, 4], [-1, 0, -1]]
-    assert shown.images.shape[:2] == (4, vlm.grid.side**2)
-    assert shown.objects.image.tolist().count(3) == vlm.grid.entity**2  # one entity in the last picture
-    assert set(shown.objects.place[shown.objects.image == 3]) == {1}
-    assert len(shown.background) == vlm.grid.side**2 - 3 * vlm.grid.entity**2
-    assert background.correct_answers(vlm, LineImages.of(vlm, "squares", triples, "vertical")).shape == (3, 2)
+def test_both_questions_about_each_picture_are_answered():
+    vlm = tiny("reference")
+    lines = LineImages.of(vlm, "squares", scenes.ordered_triples("squares", vlm.grid)[:3], "vertical")
+    assert background.correct_answers(vlm, lines).shape == (3, 2)

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib.analysis.statistics import bootstrap, difference, mean, proportion, rank_p, summarise
+from lib.analysis.statistics import bootstrap, difference, mean, proportion, rank_p, ratio, summarise
 from lib.errors import UserError
 
 
@@ -95,3 +95,16 @@ def test_rank_p():
     assert rank_p(0, [1, 2, 3, 4], "less") == 0.2
     with pytest.raises(UserError):
         rank_p(0, [1], "sideways")
+
+
+def test_ratio_is_the_bootstrap_of_a_quotient():
+    rng = np.random.default_rng(1)
+    above, below = rng.normal(1, 1, 60), rng.normal(2, 0.3, 60)
+    units = np.repeat(np.arange(20), 3)
+    fast = ratio(above, below, units)
+    slow = bootstrap(lambda a, b: a.mean() / b.mean(), above, below, units=units)
+    assert fast.n == slow.n == 20 and fast.value == pytest.approx(slow.value)
+    assert abs(fast.low - slow.low) < 0.03 and abs(fast.high - slow.high) < 0.03
+    for below in ([0, 0], [1e-7, -2e-7]):  # nothing but rounding
+        none = ratio([1, 2], below)
+        assert np.isnan([none.value, none.low, none.high]).all() and none.n == 2

@@ -178,7 +178,7 @@ def test_boxes_that_disagree_are_skipped(coco):
     assert loaded.skipped[0].row == 0 and len(loaded.items) == 1
 
 
-def test_bad_files_are_told_in_one_sentence(coco, tmp_path):
+def test_bad_files_get_one_sentence(coco, tmp_path):
     rows, folder, boxes = coco
     bad = tmp_path / "bad.json"
 
@@ -188,14 +188,14 @@ def test_bad_files_are_told_in_one_sentence(coco, tmp_path):
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
-    for content, says in (
+    for content, sentence in (
         ("", "not readable JSON"),
         ("[]", "holds no questions"),
         ("[[1, 2], [3]]", "has rows that are not"),
         ("7", "has rows that are not"),
     ):
         bad.write_text(content)
-        assert says in message(bad, folder, boxes)
+        assert sentence in message(bad, folder, boxes)
     bad.write_text('{"images": []}')
     assert "is not an instances file" in message(rows, folder, bad)
     assert "There is no file" in message(rows, folder, tmp_path / "nowhere.json")
@@ -290,7 +290,7 @@ def test_fetching_survives_a_flaky_server_and_resumes(server, tmp_path):
     assert len(Flaky.asked) == 7
 
 
-def test_what_cannot_be_fetched_is_told_and_the_rest_is_kept(server, tmp_path):
+def test_a_failed_fetch_gets_one_sentence_and_the_rest_is_kept(server, tmp_path):
     with pytest.raises(UserError, match="000000000005.jpg .*404.*or put the photographs"):
         fetch([3, 5], tmp_path, server)
     assert len(Flaky.asked) == 2 and (tmp_path / photographs.coco_name(3)).is_file()  # a 404 is not tried again
