@@ -343,6 +343,14 @@ def test_several_pictures_in_one_prompt(name):
     assert measure(name, "5 two pictures", (ours, oracle.forward(vlm, batch))) < EXACT
 
 
+@families
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+def test_the_check_of_a_checkpoint(name, attn):
+    found = oracle.check(model(name, attn))
+    assert found.pop("hooks left") == 0
+    assert set(found) == {"logits", "no-op", "full patch", "last token"} and max(found.values()) < EXACT, found
+
+
 # --- 6 ------------------------------------------------------------------------------------------------------
 
 

@@ -105,6 +105,17 @@ def test_patches_in_the_wrong_order(use, monkeypatch):
         contracts.test_raster_order("qwen2.5-vl")
 
 
+def test_the_check_of_a_checkpoint_notices_damage(monkeypatch):
+    vlm = tiny("gemma-3")
+    vlm.language.family = replace(vlm.language.family, bidirectional=False)
+    found = contracts.oracle.check(vlm)
+    assert min(found["logits"], found["full patch"], found["last token"]) > 1e-3
+    first, vlm = KeyValues.first, tiny("reference")
+    monkeypatch.setattr(KeyValues, "first", lambda self, tokens: first(self, tokens)._map(lambda x: 0.8 * x))
+    found = contracts.oracle.check(vlm)
+    assert found["logits"] < 1e-5 and found["last token"] > 1e-3
+
+
 def test_columns_taken_for_rows(use, monkeypatch):
     features = ImageEncoder.features
 

@@ -16,6 +16,7 @@ from lib.files import files_digest
 from lib.places import MODELS, model_name, show
 
 SOURCES = {".json", ".safetensors", ".txt", ".model", ".jinja"}  # the files a model's answers depend on
+LONGEST = 1000  # characters of a name or path
 RESTORE = "restore them (git checkout, or copy them again)"
 EDGE = 1 << 20  # bytes; of files larger than 64 of these, digests see the size and the two ends
 
@@ -65,7 +66,13 @@ def known_models(folder: Path = MODELS) -> dict[str, str]:
 
 def locate(spec: str | Path, folder: Path = MODELS) -> str:
     """The folder or hub id of a model given by shipped name, short name, folder or hub id (owner/name)."""
-    own, path = shipped(folder), Path(spec).expanduser()
+    if not isinstance(spec, (str, Path)) or not str(spec).strip() or len(str(spec)) > LONGEST:
+        shown = repr(spec) if len(str(spec)) <= LONGEST else f"a text of {len(str(spec))} characters"
+        raise UserError(f"a model is given by name, folder or hub id (owner/name), not by {shown}")
+    try:
+        own, path = shipped(folder), Path(spec).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{spec}: there is no such user's folder") from error
     if str(spec) in own:
         return str(own[str(spec)])
     if str(spec) in CHECKPOINTS:

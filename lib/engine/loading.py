@@ -1,8 +1,8 @@
 """Reading checkpoints (floor 2): names to folders, files to a model, its tokenizer, image processor and chat
 template.
 
-Everything works without torchvision: image processors are taken in their Pillow version, and the processors
-that would want torchvision (Pixtral's) or a video processor (Qwen's) are not needed.
+Everything works without torchvision: image processors are taken in their Pillow version, and the processors that would
+want torchvision (Pixtral's) or a video processor (Qwen's) are not needed.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import torch
 from lib.engine.checkpoints import locate
 from lib.engine.families import Family, family_of
 from lib.errors import UserError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -40,22 +42,17 @@ def read(
     device_map,
 ) -> Checkpoint:
     """A checkpoint by name, folder or hub id; arguments as for `lib.engine.vlm.load`."""
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
+    from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
     path = locate(name)
     if attn not in ("sdpa", "eager"):
         raise UserError(f"attn must be 'sdpa' or 'eager' (masks are edited), not {attn!r}.")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if dtype is None:
-        dtype = default_dtype(device, device_map)
-    elif isinstance(dtype, str):
-        dtype = getattr(torch, dtype)
+    device, dtype = _checked(device, dtype, device_map)
     with _explained(name):
         safe = {"revision": revision, "trust_remote_code": False}  # no code from a checkpoint is ever run
         config = AutoConfig.from_pretrained(path, **safe)
         record = family_of(config.model_type, getattr(getattr(config, "vision_config", None), "model_type", None))
-        tokenizer = AutoTokenizer.from_pretrained(path, **safe)
+        tokenizer = _tokenizer(AutoTokenizer, path, name, safe)
         model, info = AutoModelForImageTextToText.from_pretrained(
             path,
             **safe,
@@ -68,11 +65,49 @@ def read(
         missing = sorted(info["missing_keys"])
         if missing:
             raise UserError(f"{name}: weights are missing, {missing[0]} and {len(missing) - 1} more; get a whole copy.")
-        processor = _processor(path, record, revision)
+        _check_finite(model, name)
+        processor = AutoImageProcessor.from_pretrained(path, backend="pil", **safe)  # the same numbers everywhere
         template = _template(path, revision)
     if device_map is None:
         model = model.to(device)
     return Checkpoint(model, tokenizer, processor, record, Path(name).name, template or tokenizer.chat_template)
+
+
+def _checked(device: str, dtype, device_map) -> tuple[str, torch.dtype]:
+    """Device and precision to load with; a UserError where there is no such thing."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(device).type
+    except (RuntimeError, TypeError) as error:
+        raise UserError(f"device must be 'auto', 'cpu', 'cuda' or 'cuda:<number>', not {device!r}.") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device={device!r}: no GPU is seen here; use device='auto' or 'cpu'.")
+    maps = ("auto", "balanced", "balanced_low_0", "sequential", "cpu", "cuda")
+    if isinstance(device_map, str) and device_map not in maps:
+        raise UserError(f"device_map must be one of {', '.join(maps)} or a dictionary, not {device_map!r}.")
+    if dtype is None:
+        return device, default_dtype(device, device_map)
+    found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if found not in DTYPES.values():
+        raise UserError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}.")
+    return device, found
+
+
+def _tokenizer(kind, path: str, name, safe: dict):
+    try:
+        return kind.from_pretrained(path, **safe)
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, ImportError) as error:
+        if Path(path).is_dir() and not any(Path(path).glob("*token*")):
+            raise UserError(f"{name}: the folder has no tokenizer; save it there with save_pretrained.") from error
+        raise
+
+
+def _check_finite(model: torch.nn.Module, name) -> None:
+    """A UserError where a weight is NaN or infinite."""
+    for key, weight in model.named_parameters():
+        if weight.device.type != "meta" and not torch.isfinite(weight.detach().sum(dtype=torch.float32)):
+            raise UserError(f"{name}: the weights of {key} are not all finite numbers; the checkpoint is damaged.")
 
 
 def default_dtype(device: str, device_map=None) -> torch.dtype:
@@ -87,7 +122,7 @@ def default_dtype(device: str, device_map=None) -> torch.dtype:
 
 @contextmanager
 def _explained(name):
-    """Failures of reading a model, told as one sentence."""
+    """Failures of reading a model, put as one sentence."""
     from safetensors import SafetensorError
 
     try:
@@ -113,24 +148,12 @@ def _explained(name):
                 f"{name}: transformers does not know this architecture; see 'Add your model' in lib/engine/families.py."
             ) from error
         raise
-
-
-def _processor(path: str, record: Family, revision: str | None):
-    """The checkpoint's image processor in its Pillow version: no torchvision, the same numbers everywhere."""
-    import transformers
-
-    names = [record.processor]
-    for file in ("preprocessor_config.json", "processor_config.json"):
-        told = _file(path, file, revision)
-        told = json.loads(told) if told else {}
-        kind = (told.get("image_processor") or told).get("image_processor_type")
-        if kind:
-            names.insert(0, kind.removesuffix("Fast").removesuffix("Pil") + "Pil")
-            break
-    for kind in names:
-        if hasattr(transformers, kind):
-            return getattr(transformers, kind).from_pretrained(path, revision=revision)
-    raise UserError(f"{path}: transformers has no image processor {names[0]}; a newer version may.")
+    except RuntimeError as error:
+        if "size mismatch" in str(error) or "mismatched" in str(error):
+            raise UserError(
+                f"{name}: the weights do not have the sizes that config.json gives; copy both again."
+            ) from error
+        raise
 
 
 def _template(path: str, revision: str | None) -> str | None:

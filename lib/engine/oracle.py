@@ -1,15 +1,17 @@
 """The authors' procedure, written plainly: the reference for speed and for the contract "fast equals naive".
 
-For each slot one full counterfactual forward pass and one full patched one, image encoder included, with
-plain forward hooks on plain transformers models. Of the adapter only token ids and pixel values are used;
-nothing is cached.
+For each slot one full counterfactual forward pass and one full patched one, image encoder included, with plain forward
+hooks on plain transformers models. Of the adapter only token ids and pixel values are used; nothing is cached. `check`
+compares the adapter with it on a loaded checkpoint.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from lib.engine.vlm import VLM
@@ -150,3 +152,47 @@ def amplification(
 
         out.append(probabilities(forward(vlm, clean, 0, edit), ids))
     return torch.stack(out)
+
+
+# --- a checkpoint against the procedure -------------------------------------------------------------------------
+
+
+def check(vlm: VLM, questions: Sequence[str] = ("what is this ?", "what is that , to the left ?")) -> dict[str, float]:
+    """Largest differences of logits between the adapter and plain transformers, for one prompt on these very weights.
+
+    Keys: logits; no-op (each slot's own activations written back); full patch (slot 0 of the counterfactual run gives
+    its logits); last token (the fast route at the first, middle and last slots); hooks left (their number).
+    """
+    side = vlm.grid.canvas
+    noise = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), dtype=np.uint8)
+    pictures = [Image.fromarray(pixels) for pixels in noise]
+    plain = [inputs(vlm, [picture], [question]) for picture, question in zip(pictures, questions, strict=True)]
+    same = inputs(vlm, pictures[1:], questions[:1])  # the other picture, the same question: as many tokens
+    base, target = forward(vlm, plain[0]), forward(vlm, same)
+    before = _count_hooks(vlm)  # only now: with its first pass transformers installs hooks of its own
+    language, prompt, tokens = vlm.language, vlm.tokens(questions[:1]), vlm.encode(pictures)
+    clean = vlm.forward(prompt, tokens[:1], capture=vlm.slots, keep=True)
+    other = vlm.forward(prompt, tokens[1:], capture=[0])
+    out = {"logits": _largest(vlm.logits(clean.last), base)}
+    start = clean.hidden[0]
+    own = [vlm.forward(prompt, hidden=start, edits={s: lambda h, s=s: clean.hidden[s]}).last for s in vlm.slots]
+    out["no-op"] = max(_largest(vlm.logits(last), vlm.logits(clean.last)) for last in own)
+    whole = vlm.forward(prompt, hidden=start, edits={0: lambda h: other.hidden[0]}).last
+    out["full patch"] = _largest(vlm.logits(whole), target)
+    slots = sorted({0, len(vlm.layers) // 2, len(vlm.layers)})
+    sources = states(vlm, plain[1])
+    entering = {slot: sources[slot][:, -1:] for slot in slots}
+    ends = language.run_last(language.plan(prompt), entering, clean.keys.first(prompt.length - 1))
+    differences = []
+    for number, slot in enumerate(slots):
+        edit = lambda h, slot=slot: torch.cat([h[:, :-1], entering[slot]], dim=1)  # noqa: E731
+        differences.append(_largest(vlm.logits(ends[:, number]), forward(vlm, plain[0], slot, edit)))
+    return out | {"last token": max(differences), "hooks left": float(_count_hooks(vlm) - before)}
+
+
+def _largest(left: Tensor, right: Tensor) -> float:
+    return float((left - right).abs().max())
+
+
+def _count_hooks(vlm: VLM) -> int:
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in vlm.model.modules())

@@ -105,9 +105,13 @@ def amplify(
     mode "project" (the authors' code): h += alpha * (h.w / w.w) * w for each direction w, from the same h.
     mode "add" (the paper's formula): h += alpha * w.
     """
+    _check_alpha(alpha)
+    return tokens + alpha * along(tokens, directions, mode)
+
+
+def _check_alpha(alpha: float) -> None:
     if not np.isfinite(alpha):
         raise UserError(f"alpha must be a finite number, not {alpha}.")
-    return tokens + alpha * along(tokens, directions, mode)
 
 
 def along(
@@ -146,6 +150,9 @@ class Amplification:
 
     change: Callable
     alpha: float
+
+    def __post_init__(self):
+        _check_alpha(self.alpha)
 
     def key(self, pair: int) -> bytes:
         return self.change.key(pair)

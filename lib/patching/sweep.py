@@ -203,8 +203,6 @@ def amplification_sweep(
     both orders).
     """
     slots, alphas = tuple(checked_slots([slot], vlm.slots[:-1])), [float(alpha) for alpha in alphas]
-    if not np.isfinite(alphas).all():
-        raise UserError(f"alpha must be a finite number, not {alphas}.")
     patches = [
         Patch(f"{name} {alpha}", Amplification(change, alpha), RESIDUAL, slots, {"edit": name, "alpha": alpha})
         for name, change in ((n, w if callable(w) else Along(w, mode)) for n, w in directions.items())
