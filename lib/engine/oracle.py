@@ -158,7 +158,8 @@ def amplification(
 
 
 def check(vlm: VLM, questions: Sequence[str] = ("what is this ?", "what is that , to the left ?")) -> dict[str, float]:
-    """Largest differences of logits between the adapter and plain transformers, for one prompt on these very weights.
+    """Largest differences of logits between the adapter and plain transformers, for one prompt on these very weights, as
+    shares of the largest logit.
 
     Keys: logits; no-op (each slot's own activations written back); full patch (slot 0 of the counterfactual run gives
     its logits); last token (the fast route at the first, middle and last slots); hooks left (their number).
@@ -190,8 +191,8 @@ def check(vlm: VLM, questions: Sequence[str] = ("what is this ?", "what is that 
     return out | {"last token": max(differences), "hooks left": float(_count_hooks(vlm) - before)}
 
 
-def _largest(left: Tensor, right: Tensor) -> float:
-    return float((left - right).abs().max())
+def _largest(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).abs().max() / expected.abs().max())
 
 
 def _count_hooks(vlm: VLM) -> int:
