@@ -55,7 +55,7 @@ class Family:
     extra: int = 0  # image tokens after the grid (LLaVA-OneVision: one line break)
     positions: str = "1d"  # "mrope": three rotary positions per token, from the model's get_rope_index
     bidirectional: bool = False  # image tokens of one picture see each other (needs token_type_ids)
-    processor: str = "SiglipImageProcessorPil"  # used when the checkpoint does not name one
+    processor: str = "SiglipImageProcessorPil"  # what its checkpoints name
     options: MappingProxyType = field(
         default_factory=lambda: MappingProxyType({})
     )  # call options of the processor
