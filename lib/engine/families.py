@@ -38,16 +38,10 @@ class Family:
     encoder: str = "vision_tower.encoder.layers"  # the list of image-encoder layers
     projector: str = "multi_modal_projector"
     merge: int = 1  # encoder patches per image token and side
-    order: str = (
-        "raster"  # order of the encoder's patches: raster, class (a class token first), blocks or windows
-    )
+    order: str = "raster"  # order of the encoder's patches: raster, class (a class token first), blocks or windows
     packed: bool = False  # True: the encoder sees all pictures as one long sequence
-    together: int = (
-        64  # pictures per call of the encoder (Pixtral's mask grows with the square of the sequence)
-    )
-    placeholder: str | None = (
-        None  # what the chat template writes for a picture; None: the image token itself
-    )
+    together: int = 64  # pictures per call of the encoder (Pixtral's mask grows with the square of the sequence)
+    placeholder: str | None = None  # what the chat template writes for a picture; None: the image token itself
     before: str = ""  # text between placeholder and image tokens, as the family's processor writes it
     after: str = ""
     row_break: str = ""  # written after every row of image tokens but the last ...
@@ -56,9 +50,7 @@ class Family:
     positions: str = "1d"  # "mrope": three rotary positions per token, from the model's get_rope_index
     bidirectional: bool = False  # image tokens of one picture see each other (needs token_type_ids)
     processor: str = "SiglipImageProcessorPil"  # what its checkpoints name
-    options: MappingProxyType = field(
-        default_factory=lambda: MappingProxyType({})
-    )  # call options of the processor
+    options: MappingProxyType = field(default_factory=lambda: MappingProxyType({}))  # call options of the processor
     inputs: tuple[str, ...] = ("pixel_values",)  # what get_image_features takes from the processor's output
     side_form: str = "reference_point"  # the form in which the paper asks it COCO-spatial questions
 
