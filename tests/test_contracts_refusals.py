@@ -9,6 +9,7 @@ from PIL import Image
 from test_contracts_loading import QUESTIONS, canvas, folder  # noqa: F401 (folder: a fixture)
 from tiny import tiny
 
+from lib.engine import oracle
 from lib.engine.vlm import load
 from lib.errors import UserError
 from lib.patching.edits import Along, Amplification, amplify
@@ -116,6 +117,11 @@ def test_lists_that_do_not_belong_together(vlm):
     ]:
         with pytest.raises(UserError, match=match):
             call()
+
+
+def test_a_calibration_model_has_no_oracle():
+    with pytest.raises(UserError, match="attention of its own"):
+        oracle.check(tiny("reference", dual={"image_attention": "self"}))
 
 
 def test_questions_that_cannot_be_asked(vlm):
