@@ -159,15 +159,15 @@ def amplification(
 
 
 def check(vlm: VLM, questions: Sequence[str] = ("what is this ?", "what is that , to the left ?")) -> dict[str, float]:
-    """Largest differences of logits between the adapter and plain transformers, for one prompt on these very weights, as
-    shares of the largest logit.
+    """Largest differences of logits between the adapter and plain transformers, for one prompt on these very weights,
+    as shares of the largest logit.
 
     Keys: logits; no-op (each slot's own activations written back); full patch (slot 0 of the counterfactual run gives
     its logits); last token (the fast route at the first, middle and last slots); hooks left (their number). A UserError
     for calibration models, whose attention plain transformers does not run.
     """
     if vlm.language.special:
-        raise UserError(f"{vlm.name} has attention of its own ({vlm.language.special}): transformers runs another model.")
+        raise UserError(f"{vlm.name} has attention of its own ({vlm.language.special}), which transformers does not run.")
     side = vlm.grid.canvas
     noise = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), dtype=np.uint8)
     pictures = [Image.fromarray(pixels) for pixels in noise]
