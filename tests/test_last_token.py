@@ -6,7 +6,7 @@ import pytest
 
 from lib.analysis import last_token, studies
 from lib.engine import vlm
-from lib.patching import sweep
+from lib.patching.sweep import last_token_sweep
 from lib.stimuli import pairs
 
 # --- peaks ----------------------------------------------------------------------------------------------------
@@ -73,12 +73,12 @@ def test_the_empty_picture_leaves_the_words_only(reference):
     drawn = pairs.last_token_pairs("squares", reference.grid, n=3, seed=0, directions=("left",))
     study = studies.study(reference, drawn)
     control = last_token.on_empty_picture(study)
-    ran = sweep.last_token_sweep(
+    ran = last_token_sweep(
         reference, control.clean, control.counterfactual, control.ids, control.roles, slots=[0, 6], progress=False
     )
     base = ran[(ran["run"] == "counterfactual") & (ran["role"] == "attribute")]["probability"]
     assert base.max() < 0.9  # t3 is in no picture
-    plain = sweep.last_token_sweep(
+    plain = last_token_sweep(
         reference, study.clean, study.counterfactual, study.ids, study.roles, slots=[6], progress=False
     )
     same = [t[t["run"] == "clean"]["probability"].to_numpy() for t in (ran, plain)]

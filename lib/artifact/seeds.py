@@ -1,4 +1,6 @@
-"""Training seeds side by side: `python -m lib.artifact.seeds` runs the notebooks on every shipped training seed of a recipe and
+"""Training seeds side by side.
+
+`python -m lib.artifact.seeds` runs the notebooks on every shipped training seed of a recipe and
 collects their claims in outputs/seeds/: seeds.csv, seeds.png, seeds.pdf.
 
 A claim holds for a recipe only where its seeds agree. Seed 0 of each recipe is the model that `make run` is about: its
