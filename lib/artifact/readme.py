@@ -29,11 +29,11 @@ def claims() -> str:
         f"| claim | measured | paper | {' | '.join(f'`{name}`' for name in rows)} |",
         "|---|---|---|" + "---|" * len(rows),
     ]
-    for metric, measure in ledger.MEASURES.items():
+    for metric, measure in sorted(ledger.MEASURES.items(), key=lambda item: item[1].claim):
         cells = [in_short([row for row in own if row["metric"] == metric]) for own in rows.values()]
         if any(cells):
-            says = f"{measure.description} (above {measure.threshold:g})"
-            lines.append(f"| {measure.claim} | {says} | {measure.paper} | {' | '.join(cells)} |")
+            description = f"{measure.description} (above {measure.threshold:g})"
+            lines.append(f"| {measure.claim} | {description} | {measure.paper} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -56,7 +56,7 @@ def over_seeds() -> str:
     said = seeds.agreed(table).set_index(["recipe", "metric", "setting"])["verdict"]
     lines = [f"| claim | metric | {' | '.join(f'`{name}`' for name in seeds.OVER_SEEDS)} |"]
     lines.append("|---|---|" + "---|" * len(seeds.OVER_SEEDS))
-    for metric, measure in ledger.MEASURES.items():
+    for metric, measure in sorted(ledger.MEASURES.items(), key=lambda item: item[1].claim):
         cells = []
         for recipe in seeds.OVER_SEEDS:
             own = table[(table["recipe"] == recipe) & (table["metric"] == metric)]
