@@ -167,7 +167,9 @@ def check(vlm: VLM, questions: Sequence[str] = ("what is this ?", "what is that 
     for calibration models, whose attention plain transformers does not run.
     """
     if vlm.language.special:
-        raise UserError(f"{vlm.name} has attention of its own ({vlm.language.special}), which transformers does not run.")
+        raise UserError(
+            f"{vlm.name} has attention of its own ({vlm.language.special}), which transformers does not run."
+        )
     side = vlm.grid.canvas
     noise = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), dtype=np.uint8)
     pictures = [Image.fromarray(pixels) for pixels in noise]
