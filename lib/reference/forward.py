@@ -141,11 +141,10 @@ def scrambled_tokens(images: ImageTokens, which: np.ndarray, rng: np.random.Gene
 
 @dataclass(frozen=True)
 class Context:
-    """What stands before every block. positions: one row, or three with M-RoPE. window: of sliding layers, if any."""
+    """What stands before every block. positions: one row, or three with M-RoPE."""
 
     positions: Int[Tensor, "axis token"]
     seen: Bool[Tensor, "query key"]
-    together: Bool[Tensor, "query key"]  # pairs that see each other in spite of order and window
     following: int  # position of the first text token
 
     @property
@@ -177,11 +176,10 @@ def picture_context(model) -> Context:
     image, length = ids == IMAGE_TOKEN_ID, len(ids)
     positions, following = torch.arange(length)[None], length
     seen = torch.ones(length, length, dtype=torch.bool).tril()
-    together = torch.zeros_like(seen)
     if record.name == "qwen_style":
         positions, following = _mrope(model, ids)
     elif record.name == "gemma_style":
-        together = image[:, None] & image[None, :]
+        seen = seen | (image[:, None] & image[None, :])
     if marks.get("image_positions") == "shared":
         positions = positions.clamp(max=int(image.nonzero()[0]))
         following = int(positions[0, -1]) + 1
@@ -192,7 +190,7 @@ def picture_context(model) -> Context:
         seen = seen & ~(image[:, None] & image[None, :]) | torch.eye(length, dtype=torch.bool)
     elif marks.get("image_attention") == "rows":
         seen = sees_rows(seen[None], image.nonzero().T, SIDE)[0]
-    return Context(positions, seen | together, together, following)
+    return Context(positions, seen, following)
 
 
 def _mrope(model, ids: Int[Tensor, " token"]) -> tuple[Int[Tensor, "3 token"], int]:
@@ -208,7 +206,7 @@ def _mrope(model, ids: Int[Tensor, " token"]) -> tuple[Int[Tensor, "3 token"], i
 def text_context(length: int) -> Context:
     """Positions and masks of a context that is text."""
     seen = torch.ones(length, length, dtype=torch.bool).tril()
-    return Context(torch.arange(length)[None], seen, torch.zeros_like(seen), length)
+    return Context(torch.arange(length)[None], seen, length)
 
 
 # --- context + blocks --------------------------------------------------------------------------------------------------
@@ -246,7 +244,6 @@ def layout(context: Context, blocks: Texts, window: int | None = None) -> tuple[
     if window is not None:
         order = torch.cat([torch.arange(length).expand(batch, length), place + length], 1)
         seen &= order[:, :, None] - order[:, None, :] < window
-        seen[:, :length, :length] |= context.together
     return positions, seen
 
 

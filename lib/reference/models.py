@@ -43,6 +43,6 @@ def layout(context: int, prefix: int, blocks: torch.Tensor, blind: bool) -> tupl
         seen = known.seen.clone()
         seen[prefix:, prefix:] = torch.eye(context - prefix, dtype=torch.bool)
         positions = known.positions.clamp(max=prefix)
-        known = forward.Context(positions, seen, known.together, int(positions[0, -1]) + 1)
+        known = forward.Context(positions, seen, int(positions[0, -1]) + 1)
     positions, seen = forward.layout(known, blocks)
     return positions[0], forward.additive(seen)
