@@ -17,9 +17,9 @@ WHITE = 0.999  # pixels are in -1..1
 
 
 def rows_positions(
-    mask: Int[Tensor, "batch token"], image: Int[Tensor, "batch image_token"], side: int
+    mask: Int[Tensor, "batch token"] | Bool[Tensor, "batch token"], image: Int[Tensor, "batch image_token"], side: int
 ) -> Int[Tensor, "batch token"]:
-    """Positions in which the image tokens of a row share one; mask is 0 where padded."""
+    """Positions in which the image tokens of a row share one; mask is 0 or False where padded."""
     later = image.reshape(len(image), -1, side)[:, :, 1:].flatten(1)
     return (mask.long().scatter(1, later, 0).cumsum(-1) - 1).clamp(min=0)
 
@@ -34,12 +34,12 @@ def sees_rows(
     return seen | ((row[:, :, None] == row[:, None, :]) & (row[:, :, None] >= 0))
 
 
-def no_places_under_objects(marks: dict, tower, pixels: Tensor) -> list:
+def no_places_under_objects(marks: dict, base, pixels: Tensor) -> list:
     """Hooks for the encoder of a model with image_places "background": patches that are not all white lose their position
-    embedding. pixels: [batch, 3, canvas, canvas]."""
+    embedding. base: `model.model`; pixels: [batch, 3, canvas, canvas]."""
     if marks.get("image_places") != "background":
         return []
-    embeddings = tower.embeddings
+    embeddings = base.vision_tower.embeddings
     darkest = -max_pool2d(-pixels.amin(1, keepdim=True).float(), embeddings.patch_size)
     objects = (darkest < WHITE).flatten(1)[..., None]
 

@@ -13,6 +13,7 @@ last layer before the final norm. Image tokens are numbered in raster order, r *
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -27,8 +28,9 @@ from torch import Tensor
 from lib.errors import UserError
 from lib.families import Family
 from lib.loading import chat, read
+from lib.planted import no_places_under_objects, rows_positions, sees_rows
 from lib.questions import SYSTEM_TEXT
-from lib.scenes import Grid
+from lib.scenes import GRIDS, Grid
 from lib.streams import (
     Edit,
     Enough,
@@ -222,8 +224,10 @@ class VLM:
 
         def work(index: np.ndarray):
             seen: dict[int, Tensor] = {}
-            with hooks(*self._encoder_hooks(index, edits, seen, set(capture))):
-                return self._features(self._pixels([images[i] for i in index])), seen
+            inputs = self._pixels([images[i] for i in index])
+            placed = no_places_under_objects(self.special, self.base, inputs["pixel_values"])
+            with hooks(*placed, *self._encoder_hooks(index, edits, seen, set(capture))):
+                return self._features(inputs), seen
 
         size = min(self.family.together, self.batch(patches, width))
         for _, (part, seen) in run_batches(len(images), work, size, progress, "pictures"):
@@ -383,6 +387,8 @@ class VLM:
                 attention_mask=mask.int(),
             )
             return positions
+        if self.special.get("image_positions") == "rows":
+            return rows_positions(mask, prompt.image.to(self.device), self.grid.side)
         step = mask.long()
         if self.special.get("image_positions") == "shared":  # that of the first image token
             step = step.scatter(1, prompt.image[:, 1:].to(self.device), 0)
@@ -390,13 +396,16 @@ class VLM:
 
     def _mask(self, prompt: Prompt) -> Tensor:
         mask = prompt.mask.to(self.device)
-        if self.special.get("image_attention") != "self":
+        if self.special.get("image_attention") not in ("self", "rows"):
             return mask.long()
-        length = prompt.length
-        picture = torch.zeros_like(mask).scatter(1, prompt.image.to(self.device), True)
+        length, image = prompt.length, prompt.image.to(self.device)
+        picture = torch.zeros_like(mask).scatter(1, image, True)
         own = torch.eye(length, dtype=torch.bool, device=self.device)
         seen = torch.ones_like(own).tril() & mask[:, None, :]
-        seen = (seen & ~(picture[:, :, None] & picture[:, None, :])) | own
+        if self.special["image_attention"] == "rows":
+            seen = sees_rows(seen, image, self.grid.side) | own
+        else:
+            seen = (seen & ~(picture[:, :, None] & picture[:, None, :])) | own
         low = torch.finfo(self.dtype).min
         return torch.zeros(seen.shape, dtype=self.dtype, device=self.device).masked_fill(~seen, low)[:, None]
 
@@ -730,11 +739,16 @@ def _merge(family: Family, config) -> int:
     for part, key in ((config, "scale_factor"), (config.vision_config, "spatial_merge_size")):
         if isinstance(getattr(part, key, None), int):
             return getattr(part, key)
+    if getattr(config, "mm_tokens_per_image", None):  # Gemma 3 pools its square of patches to so many tokens
+        return config.vision_config.image_size // config.vision_config.patch_size // math.isqrt(config.mm_tokens_per_image)
     return family.merge
 
 
 def _grid(family: Family, config, merge: int) -> Grid:
-    """The family's grid, fitted to the sizes in the configuration."""
+    """The grid that the configuration names, else the family's, fitted to the sizes in the configuration."""
+    named = (getattr(config, "dual_mechanisms", None) or {}).get("grid")
+    if named:
+        return GRIDS[named]
     vision, grid = config.vision_config, family.grid
     patch = vision.patch_size if isinstance(vision.patch_size, int) else vision.patch_size[0]
     pixels = patch * merge

@@ -1,14 +1,22 @@
 """The architectures of the embedded models: the forward pass in training is transformers' own, the planted mechanisms are
 what they say, and saved folders are read by the records of the true families."""
 
+import re
+import subprocess
+import sys
+from functools import cache
+
 import numpy as np
 import pytest
+import test_contracts as contracts
 import torch
 
 from lib import questions, scenes
-from lib.reference import architectures, curriculum, forward, train
-from lib.reference.architectures import ARCHITECTURES
+from lib.errors import UserError
+from lib.reference import architectures, curriculum, dense, forward, processors, train
+from lib.reference.architectures import ARCHITECTURES, PLANTED
 from lib.reference.language import GRID, IMAGE_TOKEN_ID, build_tokenizer
+from lib.vlm import load
 
 TINY = architectures.Size(width=64, heads=2, encoder=2, backbone=3, feed=64)
 QUESTIONS = (
@@ -19,9 +27,9 @@ QUESTIONS = (
 names = pytest.mark.parametrize("name", ARCHITECTURES)
 
 
-def small(name, seed=0, **options):
+def small(name, seed=0, planted=None):
     """A random model whose every part matters."""
-    model = architectures.build(TINY, seed, name, **options).eval()
+    model = architectures.build(TINY, seed, name, planted).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for key, weight in model.named_parameters():
@@ -30,6 +38,8 @@ def small(name, seed=0, **options):
                 weight.add_(torch.randn(weight.shape, generator=generator), alpha=std)
             elif weight.ndim == 1:
                 weight.add_(torch.randn(weight.shape, generator=generator), alpha=0.1)
+    if planted:
+        architectures.plant(model, planted)
     return model
 
 
@@ -91,3 +101,236 @@ def test_blocks_get_the_logits_of_a_prompt_of_their_own(name, window):
     print(name, window, "largest difference of logits", difference, "their spread", theirs.std().item())
     assert theirs.std() > 0.1
     assert difference < 1e-5 * max(1.0, theirs.abs().max().item())
+
+
+# --- building ----------------------------------------------------------------------------------------------------------
+
+
+@names
+def test_parts_hold_every_parameter_once_and_every_part_has_its_kinds(name):
+    model = architectures.build(TINY, 0, name)
+    parts = architectures.parts(model)
+    held = [id(p) for part in parts.values() for p in part.parameters()]
+    assert len(held) == len(set(held)) and set(held) == {id(p) for p in model.parameters()}
+    tokens = len(ARCHITECTURES[name].tokens)
+    kinds = {
+        part: {architectures.kind(key, p, tokens) for key, p in module.named_parameters()}
+        for part, module in parts.items()
+    }
+    assert kinds["encoder"] == {"patch", "matrix", "other"} and "patch" not in kinds["backbone"] | kinds["projector"]
+    assert "matrix" in kinds["projector"] and kinds["backbone"] == {"matrix", "other"}
+
+
+@names
+def test_words_have_the_same_ids_in_every_architecture(name):
+    shared, own = build_tokenizer(), processors.build_tokenizer(ARCHITECTURES[name])
+    text = " ".join(QUESTIONS).lower()
+    assert own(text).input_ids == shared(text).input_ids and len(own) == len(ARCHITECTURES[name].tokens)
+    for special in ARCHITECTURES[name].special:
+        assert own(special).input_ids == [ARCHITECTURES[name].token(special)]
+
+
+@names
+def test_norms_of_patches_and_positions_are_balanced(name):
+    model = architectures.build(architectures.Size(), 0, name, places="waves")
+    weight = architectures.patch_embedding(model).weight
+    noise = torch.randn(500, weight[0].numel(), generator=torch.Generator().manual_seed(0))
+    norm = (noise @ weight.flatten(1).T).norm(dim=1).mean().item()
+    assert norm == pytest.approx(architectures.NORM, rel=0.1)
+    positions = architectures.position_embedding(model)
+    if positions is not None:
+        assert positions.weight.norm(dim=1).mean().item() == pytest.approx(architectures.NORM, rel=1e-4)
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(UserError, match="qwen_style"):
+        architectures.build(TINY, 0, "qwen")
+    with pytest.raises(UserError, match="strip_code"):
+        architectures.build(TINY, 0, planted="strip")
+
+
+# --- planted mechanisms ------------------------------------------------------------------------------------------------
+
+
+def one_square(row, column):
+    box = scenes.token_box(row, column, 2, GRID)
+    return train.pixels([scenes.Scene(GRID.canvas, (scenes.Placement(scenes.Entity("square", "red"), box),))])
+
+
+def test_split_encoder_knows_columns_only_and_backbone_rows_only():
+    model = small("siglip_llama", planted="split")
+    with torch.no_grad():
+        grid = [forward.image_embeddings(model, one_square(*place)).reshape(12, 12, -1) for place in ((2, 3), (7, 3), (2, 8))]
+    down = grid[0].roll(5, 0)
+    torch.testing.assert_close(grid[1], down, atol=1e-4, rtol=1e-4)  # moved down: the same tokens, moved down
+    assert not torch.allclose(grid[2], grid[0].roll(5, 1), atol=1e-2)
+    ids, blocks = blocks_of(QUESTIONS[:1])
+    images = torch.randn(1, 12, 12, TINY.width)
+    shuffled = torch.stack([row[torch.randperm(12)] for row in images[0]])[None]
+    with torch.no_grad():
+        a, b, c = (
+            forward.text_hidden(model, each.flatten(1, 2), ids, blocks) for each in (images, shuffled, images.flip(1))
+        )
+    torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(a, c, atol=1e-2)
+
+
+def test_split_position_embeddings_stay_equal_along_columns_in_training():
+    model = architectures.build(TINY, 0, planted="split", places="waves")
+    architectures.plant(model, "split")  # as train.run_stage does
+    optimiser = torch.optim.AdamW(model.parameters(), lr=0.01)
+    before = architectures.position_embedding(model).weight.detach().clone()
+    for step in range(3):
+        forward.image_embeddings(model, pixels(seed=step)).pow(3).sum().backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    table = architectures.position_embedding(model).weight.detach().reshape(12, 12, -1)
+    assert torch.equal(table, table[:1].expand(12, -1, -1)) and not torch.equal(table.flatten(0, 1), before)
+
+
+def test_strip_code_objects_carry_no_place_and_backgrounds_nothing_else():
+    model = small("siglip_llama", planted="strip_code")
+    with torch.no_grad():
+        empty = forward.image_embeddings(model, train.pixels([scenes.Scene(GRID.canvas)]))[0].reshape(12, 12, -1)
+        a, b = (forward.image_embeddings(model, one_square(*place))[0].reshape(12, 12, -1) for place in ((2, 3), (7, 8)))
+    torch.testing.assert_close(a[2:4, 3:5], b[7:9, 8:10])
+    away = torch.ones(12, 12, dtype=torch.bool)
+    away[2:4, 3:5] = False
+    torch.testing.assert_close(a[away], empty[away])
+    assert torch.pdist(empty.flatten(0, 1)).min() > 1e-3
+
+
+def test_blocks_are_shuffled_with_everything_in_them():
+    images = torch.arange(144.0).reshape(1, 144, 1).expand(20, -1, -1)
+    shuffled = forward.shuffled_blocks(images, np.random.default_rng(0))[..., 0].reshape(20, 3, 4, 3, 4)
+    assert (shuffled.diff(dim=4) == 1).all() and (shuffled.diff(dim=2) == 12).all()  # whole inside a block
+    firsts = shuffled[:, :, 0, :, 0]
+    rows, columns = firsts[..., 0] // 48, firsts[:, 0] % 12 // 4
+    assert (rows.sort(1).values == torch.arange(3)).all() and (columns.sort(1).values == torch.arange(3)).all()
+    assert len({tuple(row.tolist()) for row in rows}) > 3 and len({tuple(row.tolist()) for row in columns}) > 3
+
+
+def test_redundant_scrambles_one_half_at_most():
+    model, pictures = small("siglip_llama", planted="redundant"), pixels(12)
+    with torch.no_grad():
+        plain = forward.image_embeddings(model, pictures)
+        trained = forward.training_embeddings(model, pictures, np.random.default_rng(0))
+    kinds = []
+    for a, b in zip(plain, trained, strict=True):
+        if torch.allclose(a, b, atol=1e-5):
+            kinds.append("plain")
+        elif (a[:, None] - b[None]).abs().amax(-1).amin(1).max() < 1e-3:
+            kinds.append("backbone")  # the same tokens in another order
+        else:
+            kinds.append("encoder")
+    assert set(kinds) == {"plain", "backbone", "encoder"}
+
+
+@pytest.mark.parametrize("planted", PLANTED)
+def test_the_adapter_runs_a_planted_model_as_training_does(planted, tmp_path):
+    model = small("siglip_llama", planted=planted)
+    vlm = load(saved(model, tmp_path))
+    scene_list = [curriculum.free(np.random.default_rng(k), "squares") for k in range(2)]
+    ids, blocks = blocks_of([QUESTIONS[0] + " <assistant>"])
+    with torch.no_grad():
+        images = forward.image_embeddings(model, train.pixels(scene_list))
+        ours = forward.text_hidden(model, images, ids.expand(2, -1), blocks.expand(2, -1))
+        tokens = vlm.encode([scenes.render(scene) for scene in scene_list])
+        theirs = vlm.logits(vlm.forward(vlm.tokens([QUESTIONS[0]] * 2), tokens).last)
+    torch.testing.assert_close(tokens, images, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model.lm_head(ours[:, -1]), theirs, atol=1e-5, rtol=1e-5)
+
+
+# --- saved folders -----------------------------------------------------------------------------------------------------
+
+RECORDS = dict(siglip_llama="reference", qwen_style="qwen2-vl", gemma_style="gemma-3", pixtral_style="pixtral")
+
+
+def saved(model, folder):
+    model.save_pretrained(folder)
+    processors.save_processor(architectures.of(model), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return {name: saved(small(name), tmp_path_factory.mktemp(name)) for name in ARCHITECTURES}
+
+
+@names
+def test_a_saved_folder_is_read_by_the_record_of_the_true_family(name, folders):
+    vlm = load(folders[name])
+    assert vlm.family.name == RECORDS[name] and vlm.grid == scenes.GRIDS["reference"]
+    assert vlm.merge == ARCHITECTURES[name].merge
+    before = forward.context_ids(name).tolist()
+    prompt = vlm.tokens([QUESTIONS[0]])
+    assert prompt.ids[0].tolist() == [*before, *train.encode(QUESTIONS[0] + " <assistant>")]
+    model, scene = small(name), curriculum.free(np.random.default_rng(0), "squares")
+    with torch.no_grad():
+        images = forward.image_embeddings(model, train.pixels([scene]))
+    torch.testing.assert_close(vlm.encode([scenes.render(scene)]), images, atol=1e-5, rtol=1e-5)
+
+
+@names
+def test_the_plain_script_answers_as_training_did(name, folders, tmp_path):
+    """The script of the card, in a process without this library, gives the most probable word of the training forward."""
+    script = re.search(r"```python\n(.*?)```", processors.plain_script(ARCHITECTURES[name], "tested"), re.S)[1]
+    script = script.replace("data/models/tested", str(folders[name])).replace("path = ", "import sys\npath = ", 1)
+    out = subprocess.run([sys.executable, "-I", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert out.returncode == 0, out.stderr[-2000:]
+    triple = tuple(scenes.Entity("square", colour) for colour in ("red", "green", "blue"))
+    model = small(name)
+    ids, blocks = blocks_of(["The color of the square to the left of the green square is <assistant>"])
+    with torch.no_grad():
+        images = forward.image_embeddings(model, train.pixels([scenes.line_scene(triple, GRID, "horizontal")]))
+        answer = model.lm_head(forward.text_hidden(model, images, ids, blocks)[0, -1]).argmax()
+    assert out.stdout.strip() == processors.build_tokenizer(ARCHITECTURES[name]).decode([int(answer)]).strip()
+
+
+CONTRACTS = (
+    contracts.test_pictures_go_through_the_family_processor,
+    contracts.test_slot_zero_holds_the_projectors_output,
+    contracts.test_raster_order,
+    contracts.test_patching_identities,
+    contracts.test_patching_identities_in_the_encoder,
+    contracts.test_amplification_sweep_equals_naive,
+    contracts.test_encoder_sweep_ends_where_the_backbone_sweep_begins,
+    contracts.test_batches_and_padding,
+    contracts.test_answer_equals_one_by_one,
+    contracts.test_several_pictures_in_one_prompt,
+    contracts.test_hooks_are_gone_after_an_exception,
+)
+WITH_ATTENTION = (
+    contracts.test_logits_equal_plain_transformers,
+    contracts.test_last_token_sweep_equals_naive,
+    contracts.test_token_sweep_equals_naive,
+)
+MEASURED: dict = {}
+
+
+@pytest.fixture
+def on_folders(monkeypatch, folders):
+    """The contracts' own functions, run on the saved folders."""
+    grid = np.arange(GRID.side**2).reshape(GRID.side, GRID.side)
+
+    @cache
+    def model(name, attn="sdpa"):
+        return load(folders[name], attn=attn)
+
+    new = {"model": model, "tiny": lambda name: load(folders[name]), "SIDE": GRID.side, "MEASURED": MEASURED}
+    new |= {"LEFT": grid[:, :4].ravel(), "RIGHT": grid[:, 8:].ravel()}
+    for key, value in new.items():
+        monkeypatch.setattr(contracts, key, value)
+
+
+@names
+@pytest.mark.parametrize("contract", CONTRACTS, ids=lambda f: f.__name__)
+def test_contracts(name, contract, on_folders):
+    contract(name)
+
+
+@names
+@pytest.mark.parametrize("contract", WITH_ATTENTION, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+def test_contracts_with_attention(name, contract, attn, on_folders):
+    contract(name, attn)

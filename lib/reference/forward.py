@@ -69,7 +69,7 @@ def encoder_features(model, pixels: Pixels) -> Float[Tensor, "batch patch width"
         return _pixtral_features(tower, pixels)
     if record.name == "gemma_style":
         return tower(pixels).last_hidden_state
-    with hooks(*no_places_under_objects(architectures.marks(model), tower, pixels)):
+    with hooks(*no_places_under_objects(architectures.marks(model), model.model, pixels)):
         return tower(pixels, output_hidden_states=True).hidden_states[-1]
 
 
