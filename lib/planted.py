@@ -1,9 +1,10 @@
-"""What the configuration of a planted model asks the adapter to set (floor 2): positions and masks of image tokens in the
-backbone, positions of patches in the encoder.
+"""What the configuration of a planted model asks the adapter to set (floor 2): positions and masks of image tokens in
+the backbone, positions of patches in the encoder.
 
-Marks under `dual_mechanisms`: image_positions "shared" (all image tokens stand where the first stands) or "rows" (those
-of a row stand where its first stands); image_attention "self" (no image token sees another) or "rows" (it sees all of its
-own row and of the rows before); image_places "background" (only patches that are all white get a position embedding).
+Marks under `dual_mechanisms`: image_positions "shared" (all image tokens stand where the first stands) or "rows"
+(those of a row stand where its first stands); image_attention "self" (no image token sees another) or "rows" (it sees
+all of its own row and of the rows before); image_places "background" (only patches that are all white get a position
+embedding).
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ def sees_rows(
 
 
 def no_places_under_objects(marks: dict, base, pixels: Tensor) -> list:
-    """Hooks for the encoder of a model with image_places "background": patches that are not all white lose their position
-    embedding. base: `model.model`; pixels: [batch, 3, canvas, canvas]."""
+    """Hooks for the encoder of a model with image_places "background": patches that are not all white lose their
+    position embedding. base: `model.model`; pixels: [batch, 3, canvas, canvas]."""
     if marks.get("image_places") != "background":
         return []
     embeddings = base.vision_tower.embeddings

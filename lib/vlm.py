@@ -740,7 +740,8 @@ def _merge(family: Family, config) -> int:
         if isinstance(getattr(part, key, None), int):
             return getattr(part, key)
     if getattr(config, "mm_tokens_per_image", None):  # Gemma 3 pools its square of patches to so many tokens
-        return config.vision_config.image_size // config.vision_config.patch_size // math.isqrt(config.mm_tokens_per_image)
+        vision = config.vision_config
+        return vision.image_size // vision.patch_size // math.isqrt(config.mm_tokens_per_image)
     return family.merge
 
 

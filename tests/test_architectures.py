@@ -1,5 +1,5 @@
-"""The architectures of the embedded models: the forward pass in training is transformers' own, the planted mechanisms are
-what they say, and saved folders are read by the records of the true families."""
+"""The architectures of the embedded models: the forward pass in training is transformers' own, the planted mechanisms
+are what they say, and saved folders are read by the records of the true families."""
 
 import re
 import subprocess
@@ -11,7 +11,7 @@ import pytest
 import test_contracts as contracts
 import torch
 
-from lib import questions, scenes
+from lib import scenes
 from lib.errors import UserError
 from lib.reference import architectures, curriculum, dense, forward, processors, train
 from lib.reference.architectures import ARCHITECTURES, PLANTED
@@ -65,7 +65,11 @@ def plain_logits(model, picture, text):
     match record.name:
         case "qwen_style":
             patches = forward.qwen_patches(picture, record.patch, record.merge)
-            inputs = {"pixel_values": patches, "image_grid_thw": torch.tensor([[1, side, side]]), "mm_token_type_ids": types}
+            inputs = {
+                "pixel_values": patches,
+                "image_grid_thw": torch.tensor([[1, side, side]]),
+                "mm_token_type_ids": types,
+            }
         case "gemma_style":
             inputs = {"pixel_values": picture, "token_type_ids": types}
         case "pixtral_style":
@@ -103,7 +107,7 @@ def test_blocks_get_the_logits_of_a_prompt_of_their_own(name, window):
     assert difference < 1e-5 * max(1.0, theirs.abs().max().item())
 
 
-# --- building ----------------------------------------------------------------------------------------------------------
+# --- building --------------------------------------------------------------------------------------------------------
 
 
 @names
@@ -149,7 +153,7 @@ def test_unknown_names_are_refused():
         architectures.build(TINY, 0, planted="strip")
 
 
-# --- planted mechanisms ------------------------------------------------------------------------------------------------
+# --- planted mechanisms ----------------------------------------------------------------------------------------------
 
 
 def one_square(row, column):
@@ -160,7 +164,10 @@ def one_square(row, column):
 def test_split_encoder_knows_columns_only_and_backbone_rows_only():
     model = small("siglip_llama", planted="split")
     with torch.no_grad():
-        grid = [forward.image_embeddings(model, one_square(*place)).reshape(12, 12, -1) for place in ((2, 3), (7, 3), (2, 8))]
+        grid = [
+            forward.image_embeddings(model, one_square(*place)).reshape(12, 12, -1)
+            for place in ((2, 3), (7, 3), (2, 8))
+        ]
     down = grid[0].roll(5, 0)
     torch.testing.assert_close(grid[1], down, atol=1e-4, rtol=1e-4)  # moved down: the same tokens, moved down
     assert not torch.allclose(grid[2], grid[0].roll(5, 1), atol=1e-2)
@@ -192,7 +199,9 @@ def test_strip_code_objects_carry_no_place_and_backgrounds_nothing_else():
     model = small("siglip_llama", planted="strip_code")
     with torch.no_grad():
         empty = forward.image_embeddings(model, train.pixels([scenes.Scene(GRID.canvas)]))[0].reshape(12, 12, -1)
-        a, b = (forward.image_embeddings(model, one_square(*place))[0].reshape(12, 12, -1) for place in ((2, 3), (7, 8)))
+        a, b = (
+            forward.image_embeddings(model, one_square(*place))[0].reshape(12, 12, -1) for place in ((2, 3), (7, 8))
+        )
     torch.testing.assert_close(a[2:4, 3:5], b[7:9, 8:10])
     away = torch.ones(12, 12, dtype=torch.bool)
     away[2:4, 3:5] = False
@@ -241,7 +250,51 @@ def test_the_adapter_runs_a_planted_model_as_training_does(planted, tmp_path):
     torch.testing.assert_close(model.lm_head(ours[:, -1]), theirs, atol=1e-5, rtol=1e-5)
 
 
-# --- saved folders -----------------------------------------------------------------------------------------------------
+# --- dense supervision -----------------------------------------------------------------------------------------------
+
+
+def test_dense_targets_name_the_nearest_other_thing_along_row_and_column():
+    colours = {(2, 1): "red", (2, 5): "green", (3, 9): "blue", (8, 1): "gray"}
+    placements = tuple(
+        scenes.Placement(scenes.Entity("square", colour), scenes.token_box(*place, 2, GRID))
+        for place, colour in colours.items()
+    )
+    targets = dense.dense_targets(scenes.Scene(GRID.canvas, placements)).reshape(5, 12, 12)
+
+    def said(row, column):
+        return tuple(dense.NAMES[int(k)] for k in targets[:, row, column])
+
+    assert said(2, 1) == ("red", "nothing", "green", "nothing", "gray")
+    assert said(3, 5) == ("green", "red", "blue", "nothing", "nothing")
+    assert said(2, 10) == ("nothing", "green", "nothing", "nothing", "blue")
+    assert said(6, 2) == ("nothing", "nothing", "nothing", "red", "gray")
+    assert said(4, 10) == ("nothing", "nothing", "nothing", "blue", "nothing")
+    assert said(0, 0) == ("nothing",) * 5
+
+
+@names
+def test_token_features_are_in_raster_order_and_the_loss_reaches_the_encoder_alone(name):
+    model, head = small(name), dense.DenseHead(TINY)
+    for layer in architectures.encoder_layers(model):
+        for key, weight in layer.named_parameters():
+            if {"proj", "o_proj", "out_proj"} & set(key.split(".")) and "mlp" not in key:
+                torch.nn.init.zeros_(weight)
+    with torch.no_grad():
+        empty, square = (
+            dense.token_features(model, each) for each in (train.pixels([scenes.Scene(GRID.canvas)]), one_square(4, 7))
+        )
+    moved = (empty - square)[0].abs().amax(-1).reshape(12, 12) > 1e-4
+    assert moved.nonzero().tolist() == [[4, 7], [4, 8], [5, 7], [5, 8]]
+    scene_list = [curriculum.free(np.random.default_rng(k), "shapes") for k in range(2)]
+    targets = torch.stack([dense.dense_targets(scene) for scene in scene_list])
+    dense.dense_loss(model, head, train.pixels(scene_list), targets).backward()
+    reached = {part: any(p.grad is not None for p in m.parameters()) for part, m in architectures.parts(model).items()}
+    assert reached == {"encoder": True, "projector": False, "backbone": False}
+    found = dense.dense_accuracy(model, head, train.pixels(scene_list), targets)
+    assert {f"{question} at objects" for question in dense.QUESTIONS} <= set(found)
+
+
+# --- saved folders ---------------------------------------------------------------------------------------------------
 
 RECORDS = dict(siglip_llama="reference", qwen_style="qwen2-vl", gemma_style="gemma-3", pixtral_style="pixtral")
 
@@ -273,10 +326,12 @@ def test_a_saved_folder_is_read_by_the_record_of_the_true_family(name, folders):
 
 @names
 def test_the_plain_script_answers_as_training_did(name, folders, tmp_path):
-    """The script of the card, in a process without this library, gives the most probable word of the training forward."""
+    """The script of the card, in a process without this library, gives the word that the training forward gives."""
     script = re.search(r"```python\n(.*?)```", processors.plain_script(ARCHITECTURES[name], "tested"), re.S)[1]
     script = script.replace("data/models/tested", str(folders[name])).replace("path = ", "import sys\npath = ", 1)
-    out = subprocess.run([sys.executable, "-I", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    out = subprocess.run(
+        [sys.executable, "-I", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert out.returncode == 0, out.stderr[-2000:]
     triple = tuple(scenes.Entity("square", colour) for colour in ("red", "green", "blue"))
     model = small(name)

@@ -68,7 +68,7 @@ class Architecture:
 
 # --- configurations --------------------------------------------------------------------------------------------------
 
-# Pictures and questions are those of the grid `reference` in every architecture (lib.scenes.GRIDS); the adapter reads it.
+# Pictures and questions are those of the grid `reference` (lib.scenes.GRIDS) everywhere; the adapter reads it.
 MARKS = {"grid": "reference"}
 
 

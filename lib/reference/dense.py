@@ -1,8 +1,8 @@
 """A first stage for encoders with rotary positions: what is here, and what lies left, right, above and below of here?
 
-Captions of rows and columns cannot teach an encoder that is nearly blind to the place of a lone thing; relations can, and
-asked at every token they are plentiful. The answers are names (a colour or a drawn object), the readout is linear and
-thrown away afterwards.
+Captions of rows and columns cannot teach an encoder that is nearly blind to the place of a lone thing; relations can,
+and asked at every token they are plentiful. The answers are names (a colour or a drawn object), the readout is linear
+and thrown away afterwards.
 """
 
 from __future__ import annotations

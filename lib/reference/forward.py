@@ -1,9 +1,9 @@
-"""The forward pass in training: pictures to image tokens, and many short texts that each see the picture and themselves.
+"""The forward pass in training: pictures to image tokens, and many short texts that see the picture and themselves.
 
 A training sequence is context + blocks: the context is what stands before every question (system text, picture with
-whatever tokens the architecture puts around it), each block one text. A block sees the context and its own past, and its
-positions start where the context ends, so that it gets the same logits as in a prompt of its own (tests/
-test_architectures.py compares them with transformers' forward pass).
+whatever tokens the architecture puts around it), each block one text. A block sees the context and its own past, and
+its positions start where the context ends, so that it gets the same logits as in a prompt of its own
+(tests/test_architectures.py compares them with transformers' forward pass).
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def image_embeddings(model, pixels: Pixels) -> ImageTokens:
     return project(model, encoder_features(model, pixels))
 
 
-# --- scrambling that plants a mechanism --------------------------------------------------------------------------------
+# --- scrambling that plants a mechanism ------------------------------------------------------------------------------
 
 
 def training_embeddings(model, pixels: Pixels, rng: np.random.Generator) -> ImageTokens:
@@ -136,7 +136,7 @@ def scrambled_tokens(images: ImageTokens, which: np.ndarray, rng: np.random.Gene
     return images.gather(1, order[..., None].expand(images.shape))
 
 
-# --- context -----------------------------------------------------------------------------------------------------------
+# --- context ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ def text_context(length: int) -> Context:
     return Context(torch.arange(length)[None], seen, length)
 
 
-# --- context + blocks --------------------------------------------------------------------------------------------------
+# --- context + blocks ------------------------------------------------------------------------------------------------
 
 
 def within(blocks: Texts) -> Texts:

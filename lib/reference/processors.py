@@ -1,8 +1,8 @@
-"""Tokenizer, image processor and chat template of each architecture, and the script that uses a saved model without this
-library.
+"""Tokenizer, image processor and chat template of each architecture, and the script that uses a saved model without
+this library.
 
 SigLIP + Llama and Gemma have processors of transformers that need Pillow only. Qwen2-VL's wants a video processor and
-Pixtral's torchvision: there a plain script takes tokenizer and image processor and writes out the picture's tokens itself.
+Pixtral's torchvision: there a plain script takes tokenizer and image processor and writes the picture's tokens itself.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def _save_parts(images, tokenizer, folder: Path) -> None:
 
 # --- the script of the card ------------------------------------------------------------------------------------------
 
-_PICTURE = """image = Image.new("RGB", (168, 168), "white")  # three squares in a row, each on 2 x 2 image tokens of 14 pixels
+_PICTURE = """image = Image.new("RGB", (168, 168), "white")  # three squares in a row, each on 2 x 2 image tokens
 draw = ImageDraw.Draw(image)
 for x, colour in ((14, (255, 0, 0)), (70, (0, 255, 0)), (126, (0, 0, 255))):
     draw.rectangle((x, 70, x + 27, 97), fill=colour)
