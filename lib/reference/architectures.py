@@ -70,6 +70,9 @@ class Architecture:
 
 # Pictures and questions are those of the grid `reference` (lib.scenes.GRIDS) everywhere; the adapter reads it.
 MARKS = {"grid": "reference"}
+# Of rotary encoders: with 10000, the base of encoders made for pictures of hundreds of patches a side, most frequencies
+# would hardly turn within 12 or 24. Backbones keep the base of their class.
+VISION_ROPE = {"rope_type": "axial", "rope_theta": 100.0}
 
 
 def _text(size: Size, tokens: int) -> dict:
@@ -121,7 +124,9 @@ def siglip_llama(size: Size, tokens: int) -> tf.LlavaConfig:
 
 def pixtral_style(size: Size, tokens: int) -> tf.LlavaConfig:
     """2-D rotary positions in a Pixtral encoder, 1-D rotary positions and row breaks in a Mistral backbone."""
-    vision = tf.PixtralVisionConfig(**_vision(size, GRID.pixels), initializer_range=0.05)
+    vision = tf.PixtralVisionConfig(
+        **_vision(size, GRID.pixels), initializer_range=0.05, rope_parameters=dict(VISION_ROPE)
+    )
     text = tf.MistralConfig(**_text(size, tokens), sliding_window=None)
     return _llava(vision, text, dual_mechanisms=dict(MARKS))
 
@@ -142,6 +147,7 @@ def qwen_style(size: Size, tokens: int) -> tf.Qwen2VLConfig:
         spatial_merge_size=architecture.merge,
         temporal_patch_size=2,
         initializer_range=0.05,
+        rope_parameters=dict(VISION_ROPE),
     )
     return tf.Qwen2VLConfig(
         text_config=dict(_text(size, tokens), rope_parameters=rope),
