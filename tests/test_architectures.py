@@ -334,7 +334,7 @@ RECORDS = dict(siglip_llama="reference", qwen_style="qwen2-vl", gemma_style="gem
 
 def saved(model, folder):
     model.save_pretrained(folder)
-    processors.save_processor(architectures.of(model), folder)
+    processors.save_processor(model, folder)
     return folder
 
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.gemma3.processing_gemma3 import Gemma3Processor
 from transformers.models.pixtral.image_processing_pil_pixtral import PixtralImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from lib.reference import language
+from lib.reference import architectures, language
 from lib.reference.architectures import Architecture
 from lib.reference.language import CHAT_TEMPLATE, GRID
 
@@ -60,8 +60,10 @@ def build_tokenizer(record: Architecture) -> PreTrainedTokenizerFast:
     )
 
 
-def save_processor(record: Architecture, folder: Path) -> None:
-    """Write tokenizer, image processor and chat template; a whole processor where transformers' needs Pillow only."""
+def save_processor(of: Architecture | PreTrainedModel, folder: Path) -> None:
+    """Write tokenizer, image processor and chat template of an architecture or of a model; a whole processor where
+    transformers' needs Pillow only."""
+    record = of if isinstance(of, Architecture) else architectures.of(of)
     tokenizer, side = build_tokenizer(record), {"height": GRID.canvas, "width": GRID.canvas}
     match record.name:
         case "siglip_llama":
