@@ -4,13 +4,18 @@ import errno
 import hashlib
 import json
 import os
+import platform
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from lib.errors import UserError
-from lib.places import show
+from lib.places import show, staging
+
+DIGITS = 6  # significant digits of every number that is published
+NOTES = "notes.jsonl"  # what a notebook notes for the runner
 
 
 @contextmanager
@@ -37,18 +42,29 @@ def atomic(path):
 
 
 @contextmanager
-def locked(path):
-    """Hold `path` against other processes that also ask for it; for files that are read, changed and written back."""
+def locked(path, doing: str = ""):
+    """Hold `path` against other processes that also ask for it; for what is read, changed and written back.
+
+    doing: what a process that has to wait is told about this one.
+    """
     path = Path(path)
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    lock, holder = FileLock(path.with_name(f".{path.name}.lock")), path.with_name(f".{path.name}.holder")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        try:
+            lock.acquire(timeout=1)
+        except Timeout:
+            who = holder.read_text() if holder.is_file() else "another process"
+            print(f"waiting for {who}, which holds {show(path)}", file=sys.stderr, flush=True)
+            lock.acquire()
+        if doing:
+            holder.write_text(f"process {os.getpid()} on {platform.node()} ({doing})")
     except OSError as error:
         raise unwritable(path, error) from error
     try:
         yield
     finally:
+        holder.unlink(missing_ok=True)
         lock.release()
 
 
@@ -58,7 +74,7 @@ def unwritable(path, error: OSError) -> UserError:
         return UserError(f"no space left to write {show(path)}: free some and run again, nothing is lost")
     why = error.strerror or error
     return UserError(
-        f"cannot write {show(path)} ({why}): make its folder writable or set DUAL_OUTPUTS to another folder"
+        f"cannot write {show(path)} ({why}): make its folder writable or choose another with --outputs"
     )
 
 
@@ -68,6 +84,27 @@ def write_bytes(path, content: bytes) -> Path:
     with atomic(path) as temporary:
         temporary.write_bytes(content)
     return path
+
+
+def write_csv(df, path) -> Path:
+    """A DataFrame as CSV without its index, numbers with DIGITS significant digits."""
+    return write_bytes(path, csv_bytes(df))
+
+
+def csv_bytes(df) -> bytes:
+    return df.to_csv(index=False, lineterminator="\n", float_format=f"%.{DIGITS}g").encode()
+
+
+def rounded(value: float) -> float:
+    """A number as it is published."""
+    return float(f"{value:.{DIGITS}g}")
+
+
+def note(**facts) -> None:
+    """Leave a line for the runner, where it executes this notebook: a model that was read, a result that was saved."""
+    if folder := staging():
+        with open(folder / NOTES, "a", encoding="utf-8") as file:
+            file.write(json.dumps(facts) + "\n")
 
 
 def write_json(value, path) -> Path:

@@ -10,15 +10,29 @@ NOTEBOOKS = ROOT / "notebooks"
 DATA = ROOT / "data" if CHECKOUT else LIB / "data"  # a package carries it inside (pyproject.toml, package-dir)
 MODELS = DATA / "models"
 OBJECTS = DATA / "objects"
-OUTPUTS = (
-    ROOT if CHECKOUT else Path.cwd()
-) / "outputs"  # the published results; code asks outputs(), which may be redirected
+HERE = ROOT if CHECKOUT else Path.cwd()  # where results may lie
+OUTPUTS = HERE / "outputs"  # the published record: only `make publish` writes it
+REDIRECT = "DUAL_OUTPUTS"  # in the environment: a folder to use in place of runs/ and local/
+STAGING = "DUAL_STAGING"  # in the environment of a notebook that the runner executes: where it leaves its results
 
 
-def outputs(model: str | None = None) -> Path:
-    """The results folder, or one model's part of it; DUAL_OUTPUTS in the environment redirects all of it."""
-    root = Path(os.environ.get("DUAL_OUTPUTS") or OUTPUTS)
-    return root if model is None else root / model_name(model)
+def runs() -> Path:
+    """What this machine has run, in the layout of outputs/; git ignores it."""
+    return redirected() or HERE / "runs"
+
+
+def local() -> Path:
+    """What is run by hand, in JupyterLab or by papermill itself; git ignores it."""
+    return redirected() or HERE / "local"
+
+
+def redirected() -> Path | None:
+    return Path(os.environ[REDIRECT]) if os.environ.get(REDIRECT) else None
+
+
+def staging() -> Path | None:
+    """The folder in which the runner collects the results of the notebook it is executing; None elsewhere."""
+    return Path(os.environ[STAGING]) if os.environ.get(STAGING) else None
 
 
 def model_name(model: str) -> str:

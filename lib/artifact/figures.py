@@ -4,6 +4,7 @@ A colour means the same role everywhere (Okabe-Ito palette, safe for colour-blin
 marker say it once more, so figures survive grey print. Saving writes picture, print version and numbers.
 """
 
+import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -199,9 +200,9 @@ def dots(ax, data: pd.DataFrame, x: str, y: str, hue: str, hues: Sequence[str] =
     names, hues = list(dict.fromkeys(data[x])), list(hues) or list(dict.fromkeys(data[hue]))
     for number, name in enumerate(hues):
         part, style = data[data[hue] == name], look(name, number)
-        places = [names.index(value) + (number - (len(hues) - 1) / 2) * 0.15 for value in part[x]]
+        positions = [names.index(value) + (number - (len(hues) - 1) / 2) * 0.15 for value in part[x]]
         bars = np.clip([part[y] - part["low"], part["high"] - part[y]], 0, None)
-        ax.errorbar(places, part[y], bars, fmt=style.marker, color=style.colour, elinewidth=1, label=name)
+        ax.errorbar(positions, part[y], bars, fmt=style.marker, color=style.colour, elinewidth=1, label=name)
     ax.set_xticks(range(len(names)), names)
 
 
@@ -223,26 +224,29 @@ def table(df: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
     return out
 
 
-def save(fig, id: str, data: pd.DataFrame, model: str = "reference", seed: int = 0, folder=None, **parameters) -> None:
-    """Write outputs/<model>/figures/<id>.png, .pdf and, with provenance, the figure's numbers as <id>.csv.
+def save_figure(fig, id: str, data: pd.DataFrame, model: str, seed: int, tolerance: float = storage.TOLERANCE) -> None:
+    """Write figures/<id>.png, .pdf and the figure's numbers as <id>.csv where the notebook's results go.
 
-    folder: another place, for figures about several models.
-    Equal figures give equal bytes: no time stamps inside. The CSV comes last: where it is, the others are.
-    Returns nothing, so that a cell ending in it shows the figure only.
+    tolerance: see `storage.save_table`. Returns nothing, so that a cell ending in it shows the figure only.
     """
+    for kind, content in rendered(fig, id, data, places.model_name(model)).items():
+        storage.save(content, f"figures/{id}.{kind}", model, seed, tolerance)
+
+
+def rendered(fig, id: str, data: pd.DataFrame, subject: str) -> dict[str, bytes]:
+    """A figure as png, pdf and csv. Equal figures give equal bytes: no time stamps inside."""
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", id):
         raise ValueError(f"figure id {id!r}: small letters, digits, - and _ only")
     if data.empty:
         raise ValueError(f"figure {id!r} has no data to save")
-    folder = places.outputs(model) / "figures" if folder is None else folder
-    about = f"model {places.model_name(model)}; numbers and provenance in {id}.csv"
+    about = f"{subject}; numbers in {id}.csv"
     metadata = {
         "png": {"Title": id, "Description": about},
         "pdf": {"Title": id, "Subject": about, "CreationDate": None},
     }
+    out = {}
     for kind, text in metadata.items():
-        with files.atomic(folder / f"{id}.{kind}") as temporary:
-            fig.savefig(temporary, metadata=text)
-    pictures = {kind: files.file_digest(folder / f"{id}.{kind}") for kind in metadata}
-    note = storage.provenance(model, seed, figure=id, **parameters) | {"pictures": pictures}
-    storage.write_csv(data, folder / f"{id}.csv", note)
+        buffer = io.BytesIO()
+        fig.savefig(buffer, format=kind, metadata=text)
+        out[kind] = buffer.getvalue()
+    return out | {"csv": files.csv_bytes(data)}

@@ -9,11 +9,12 @@ Effects are on the scale clean run = 0, counterfactual run = 1 of P(opposite) - 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import pandas as pd
 
-from lib import files, places
+from lib import files
 from lib.artifact import storage
 from lib.errors import UserError
 
@@ -151,46 +152,63 @@ MEASURES = {
 }  # fmt: skip
 
 
-def row(metric: str, value: float, low: float, high: float, n: int, notebook: str, cell: str, **where) -> dict:
-    """One ledger row; `where` may add setting, direction or model. cell: the tag of the cell that made the value."""
+def row(metric: str, estimate, *, notebook: str, cell: str, **where) -> dict:
+    """One ledger row.
+
+    estimate: a lib.analysis.statistics.Estimate; where it is not finite the row has no numbers, and `record` leaves it
+    out. notebook, cell: what made the value, the cell by its tag. `where` may add setting or direction.
+    """
     if metric not in MEASURES:
         raise UserError(
             f"No measure {metric!r} in lib/artifact/ledger.py: add it there, with its threshold, before computing it."
         )
-    measure = MEASURES[metric]
+    measure, numbers = MEASURES[metric], (estimate.value, estimate.low, estimate.high)
+    value, low, high = (files.rounded(float(x)) if math.isfinite(x) else None for x in numbers)
+    known, n = None not in (value, low, high), int(estimate.n)
     return {
         "claim": measure.claim,
         "metric": metric,
         **where,
-        "value": float(value),
-        "low": float(low),
-        "high": float(high),
-        "n": int(n),
+        "value": value,
+        "low": low,
+        "high": high,
+        "n": n,
         "paper": measure.paper,
         "rule": measure.rule,
-        "verdict": measure.verdict(low, high, n),
+        "verdict": measure.verdict(low, high, n) if known or n < measure.least else "not measured",
         "notebook": notebook,
         "cell": cell,
     }
 
 
-def path(model: str):
-    return places.outputs(model) / "ledger.json"
+def rank(metric: str) -> int:
+    """Sorts rows by claim; metrics that are retired come last."""
+    return list(MEASURES).index(metric) if metric in MEASURES else len(MEASURES)
 
 
-def load(model: str) -> list[dict]:
-    """The rows of a model's ledger, [] when it has none yet."""
-    return storage.read_json(path(model)) if path(model).exists() else []
+def record(model: str, rows: list[dict]) -> pd.DataFrame:
+    """Leave a notebook's rows where its results go; returns them for reading. Rows without numbers are left out."""
+    for each in rows:
+        if each["verdict"] == "not measured":
+            print(f"left out: {each['metric']}, {each.get('setting', 'all')}: nothing to measure it on")
+    kept = [each for each in rows if each["verdict"] != "not measured"]
+    for notebook in {each["notebook"] for each in kept}:
+        own = [each for each in kept if each["notebook"] == notebook]
+        files.write_json(own, storage.folder(model) / "ledger" / f"{notebook}.json")
+    return table(kept)
 
 
-def record(model: str, rows: list[dict], notebook: str, seed: int) -> pd.DataFrame:
-    """Put a notebook's rows in place of its earlier ones in the model's ledger, in the order of the claims."""
-    order = list(MEASURES)
-    with files.locked(path(model)):  # notebooks of one model may run at the same time
-        kept = [each for each in load(model) if each["notebook"] != notebook]
-        merged = sorted(kept + rows, key=lambda each: (order.index(each["metric"]), each.get("setting", "")))
-        storage.write_json(merged, path(model), storage.provenance(model, seed))
-    return table(rows)
+def in_words(row: dict) -> str:
+    """Value and interval of a row for readers."""
+    if row["value"] is None:
+        return "no value"
+    value, low, high = (two_digits(row[key]) for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+def two_digits(value: float) -> str:
+    """For readers: .004 below zero is 0.00, not -0.00."""
+    return f"{round(value, 2) + 0.0:.2f}"
 
 
 def table(rows: list[dict]) -> pd.DataFrame:
@@ -200,7 +218,7 @@ def table(rows: list[dict]) -> pd.DataFrame:
             "claim": each["claim"],
             "measured": MEASURES[each["metric"]].description,
             "setting": each.get("setting", ""),
-            "value": f"{each['value']:.2f} [{each['low']:.2f}, {each['high']:.2f}]",
+            "value": in_words(each),
             "n": each["n"],
             "paper": each["paper"],
             "rule": each["rule"],

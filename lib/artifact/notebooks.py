@@ -1,8 +1,6 @@
 """Notebooks as files: what a source notebook says of itself, and executed copies fit for version control."""
 
 import ast
-import hashlib
-import json
 import os
 import re
 import sys
@@ -12,21 +10,25 @@ from pathlib import Path
 import nbformat
 
 from lib import files, places
+from lib.artifact import digests
+from lib.artifact.bounds import parse_bounds
 from lib.errors import UserError, unknown
 from lib.places import show
 
 
 @dataclass(frozen=True)
 class Notebook:
-    """A source notebook. `digest` covers its cells, not their outputs."""
+    """A source notebook. digest: of its cells, not their outputs. code: the modules it reaches, see digests.code."""
 
     path: Path
     parameters: dict  # name -> default, from the cell tagged `parameters`
     comments: dict  # name -> the comment behind it
     title: str  # the first heading
     cost: str  # from a line such as "**Cost:** two minutes on two CPU cores"
-    source: str  # of all cells
     digest: str
+    code: dict  # module -> digest
+    tags: frozenset  # of all cells
+    bounds: dict  # name -> what its value must be, see lib/artifact/bounds.py
 
     @property
     def name(self) -> str:
@@ -45,15 +47,21 @@ def load_notebook(path: Path) -> Notebook:
     parameters, comments = parse_parameters(tagged[0] if tagged else "", path)
     if not isinstance(parameters.get("model"), str):
         raise UserError(f'{show(path)} has no cell tagged `parameters` that sets model = "...": add it')
-    source = json.dumps([[cell.cell_type, cell.source] for cell in cells])
+    sources = [cell.source for cell in cells if cell.cell_type == "code" and not digests.sets_up(cell)]
+    try:
+        code = digests.code(sources)
+    except SyntaxError as error:
+        raise UserError(f"a code cell of {show(path)} is not Python ({error.msg}): mend it") from error
     return Notebook(
         path,
         parameters,
         comments,
         title[1] if title else path.stem,
         cost[1] if cost else "not stated",
-        "\n".join(cell.source for cell in cells),
-        hashlib.sha256(source.encode()).hexdigest(),
+        digests.cells(cells),
+        code,
+        frozenset(tag for cell in cells for tag in cell.metadata.get("tags", [])),
+        {name: bounds for name, comment in comments.items() if (bounds := parse_bounds(comment))},
     )
 
 
@@ -75,9 +83,7 @@ def parse_parameters(source: str, path: Path) -> tuple[dict, dict]:
 
 def choose_notebooks(words: list[str], folder: Path) -> list[Notebook]:
     """The notebooks meant by numbers or names (no words: all), always in the order of their numbers."""
-    files = {
-        path.stem: path for path in sorted(folder.glob("[0-9]*.ipynb")) if not path.stem.endswith(".failed")
-    }
+    files = {path.stem: path for path in sorted(folder.glob("[0-9]*.ipynb"))}
     if not files:
         raise UserError(f"there are no notebooks in {show(folder)}: run from a full clone of the project")
     chosen = set()
@@ -98,7 +104,9 @@ def tidy(draft: Path, replacements: dict[str, str]) -> nbformat.NotebookNode:
 
     `replacements` (path -> what to write for it) come on top of those for project, interpreter and home.
     """
-    nb = nbformat.read(draft, as_version=4)
+    from nbconvert.preprocessors import CoalesceStreamsPreprocessor  # slow to import
+
+    nb, _ = CoalesceStreamsPreprocessor().preprocess(nbformat.read(draft, as_version=4), {})
     nb.metadata = nbformat.from_dict(
         {
             "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
@@ -108,32 +116,17 @@ def tidy(draft: Path, replacements: dict[str, str]) -> nbformat.NotebookNode:
     for cell in nb.cells:
         for key in ("papermill", "execution"):
             cell.metadata.pop(key, None)
-        if cell.cell_type == "code":
-            cell.outputs = joined(cell.outputs)
     for tag in ("injected-parameters", "papermill-error-cell-tag", "papermill-error-cell"):
         for number, cell in enumerate(c for c in nb.cells if tag in c.metadata.get("tags", [])):
             cell.id = f"{tag}-{number}"  # papermill draws ids at random
     known = {
         f"{places.ROOT}{os.sep}": "",
         str(places.ROOT): ".",
-        str(places.outputs()): "outputs",
         sys.prefix: "<python>",
         str(Path.home()): "~",
     }
     pairs = [(old, new) for old, new in (known | replacements).items() if os.sep in old and len(old) > 1]
     return scrub(nb, sorted(pairs, key=lambda pair: -len(pair[0])))  # longest first: one may hold another
-
-
-def joined(outputs: list) -> list:
-    """What was printed in one go as one output: where the kernel cut it is a matter of timing."""
-    out = []
-    for output in outputs:
-        before = out[-1] if out else {}
-        if output.output_type == "stream" and before.get("name") == output.name:
-            before.text += output.text
-        else:
-            out.append(output)
-    return out
 
 
 def scrub(value, pairs):

@@ -1,204 +1,64 @@
-"""What lies in outputs/: runs, figures, ledgers; whether it all belongs to the present code; models side by side.
+"""Reading a record: which models and figures it holds, its claims side by side. Computes no result.
 
-Floor 5, below the runner and the HTML edition: reads results, computes none.
+A record is a folder laid out as lib/artifact/manifests.py says; only what manifests name is read.
 """
 
-import sys
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-from lib import files, places
-from lib.artifact import ledger, storage
-from lib.artifact.notebooks import Notebook, load_notebook
-from lib.engine.checkpoints import find_model, folder_digest, known_models, seeds, shipped
-from lib.errors import UserError
-from lib.places import show
+from lib import files
+from lib.artifact import ledger, manifests
+from lib.artifact.manifests import Run
+from lib.engine import embedded
 
-# Where things are
+OTHERS = ("seeds", "benchmarks")  # groups of a record that are not models
 
 
-def run_files(notebook: str, model: str) -> tuple[Path, Path]:
-    """Where the executed copy and the stamp of a run are."""
-    folder = places.outputs(model)
-    return folder / "notebooks" / f"{notebook}.ipynb", folder / "runs" / f"{notebook}.json"
+def runs(root: Path) -> dict[Run, dict]:
+    """The runs of notebooks with their manifests, models in the order of the embedded ones."""
+    manifests.finish(root)
+    groups = sorted({path.parent.name for path in root.glob("*/runs")} - set(OTHERS), key=embedded.rank)
+    return {run: manifest for group in groups for run, manifest in manifests.readable(root, group).items()}
 
 
-def copies() -> list[Path]:
-    """The executed notebooks of all models, failed ones left out."""
-    found = sorted(places.outputs().glob("*/notebooks/*.ipynb"))
-    return [path for path in found if not path.stem.endswith(".failed")]
+def models(root: Path) -> list[str]:
+    """Models that have results."""
+    return list(dict.fromkeys(run.group for run in runs(root)))
 
 
-def runs() -> list[tuple[str, str]]:
-    """(notebook, model) of every run that left a copy or a stamp."""
-    files = [*places.outputs().glob("*/runs/*.json"), *copies()]
-    return sorted({(path.stem, path.parents[1].name) for path in files})
+def copies(root: Path) -> list[Path]:
+    """The executed notebooks of all models."""
+    return [run.executed for run, manifest in runs(root).items() if f"notebooks/{run.name}.ipynb" in manifest["results"]]
 
 
-def results() -> list[Path]:
-    """The results that have provenance."""
-    notes = sorted(places.outputs().glob("**/*.provenance.json"))
-    return [Path(str(note).removesuffix(".provenance.json")) for note in notes]
-
-
-def models() -> list[str]:
-    """Models that have results, the default first."""
-    names = {path.parent.name for part in ("notebooks", "figures") for path in places.outputs().glob(f"*/{part}")}
-    names |= {path.parent.name for path in places.outputs().glob("*/ledger.json")}
-    return sorted(names, key=lambda name: (name != "reference", name))
-
-
-def figures(model: str) -> list[Path]:
-    return sorted((places.outputs(model) / "figures").glob("[!.]*.png"))
-
-
-# The outputs of the reference model in notebooks/, where a code host shows them
-
-
-def publish(notebooks: list[Notebook], models_folder: Path) -> None:
-    """Each notebook becomes its executed copy: the same cells, with the outputs of `reference`."""
-    for notebook in notebooks:
-        executed, _ = run_files(notebook.name, "reference")
-        why = stale_run(notebook.name, "reference", {notebook.name: notebook}, models_folder)
-        if not why and load_notebook(executed).digest != notebook.digest:
-            why = "it was run with other parameters"
-        if why:
-            raise UserError(f"{show(executed)} cannot be shown in notebooks/: {why}; `make run` makes it anew")
-    for notebook in notebooks:
-        files.write_bytes(notebook.path, run_files(notebook.name, "reference")[0].read_bytes())
-
-
-# Does it belong to this code?
-
-
-def made_from(notebook: Notebook, model: str, digest: str, models_folder: Path) -> dict:
-    """Everything the result of a run depends on, its parameters aside; digest: that of the model.
-
-    All shipped models count where a notebook, run on its own model, puts them beside it.
-
-    Versions are recorded beside it, not compared: they differ between machines that should agree.
-    """
-    made = {"schema": storage.SCHEMA, "lib": storage.lib_digest(), "notebook": notebook.digest, "model": digest}
-    if model == notebook.parameters["model"] and "models.seeds(" in notebook.source:
-        made["shipped"] = {name: folder_digest(folder) for name, folder in shipped(models_folder).items()}
-    return made
-
-
-def why_stale(executed: Path, stamp: Path, wanted: dict) -> str:
-    """Why a run does not stand (any more); empty when it does."""
-    if not stamp.is_file() or not executed.is_file():
-        return "never finished"
-    try:
-        found = storage.read_json(stamp, checked=False)
-        changed = [key for key in wanted if found.get(key) != wanted[key]]
-        edited = found.get("executed") != files.file_digest(executed)
-    except (UserError, AttributeError):
-        return "its stamp is corrupt"
-    return f"{' and '.join(changed)} changed since" if changed else "edited since" if edited else ""
-
-
-def complaints(notebooks: list[Notebook], models_folder: Path) -> list[str]:
-    """Everything in outputs/ that does not belong to the present code and to the rest of outputs/, one line each."""
-    by_name = {notebook.name: notebook for notebook in notebooks}
-    found = [f"{show(run_files(*run)[0])}: {why}" for run in runs() if (why := stale_run(*run, by_name, models_folder))]
-    for result in results():
-        found += stale_result(result, by_name)
-    for model in models():
-        found += [f"{show(picture)}: it has no numbers beside it" for picture in figures(model)
-                  if not picture.with_suffix(".csv").is_file()]  # fmt: skip
-        found += [f"{show(ledger.path(model))}: {why}" for why in stale_ledger(model)]
-    if summary_path().is_file() and summary_path().read_bytes() != summary_bytes(summary()):
-        found.append(f"{show(summary_path())}: the ledgers changed since")
-    return found + stale_seeds(models_folder)
-
-
-def stale_run(name: str, model: str, by_name: dict[str, Notebook], models_folder: Path) -> str:
-    if name not in by_name:
-        return "there is no such notebook any more"
-    known = model in known_models(models_folder)
-    digest = find_model(model, models_folder).digest if known else ""
-    wanted = made_from(by_name[name], model, digest, models_folder)
-    if not known:  # a model from elsewhere is not at hand to be compared
-        del wanted["model"]
-    return why_stale(*run_files(name, model), wanted)
-
-
-def stale_result(result: Path, by_name: dict[str, Notebook]) -> list[str]:
-    """A result is as its provenance says, the provenance is of this code, and the notebook named there writes it."""
-    try:
-        note = storage.read_provenance(result)
-    except UserError as error:
-        return [str(error)]
-    found = [] if note.get("lib") == storage.lib_digest() else [f"{show(result)}: lib changed since"]
-    for kind, digest in note.get("pictures", {}).items():
-        picture = result.with_suffix(f".{kind}")
-        if not picture.is_file() or files.file_digest(picture) != digest:
-            found.append(f"{show(picture)}: it is not the picture saved with its numbers")
-    name = note.get("notebook")
-    if name in by_name and result.name != "ledger.json" and result.stem not in by_name[name].source:
-        found.append(f"{show(result)}: notebook {name}, which made it, does not name it any more")
-    return found
-
-
-def stale_ledger(model: str) -> list[str]:
-    """Every row follows from the rules in lib/artifact/ledger.py and belongs to a notebook that was run."""
-    try:
-        rows = ledger.load(model)
-    except UserError:
-        return []  # told with the results
-    finished = {name for name, of in runs() if of == model}
-    found = {f"{row['metric']} is of {row['notebook']}, of which no run is here" for row in rows
-             if row["notebook"] not in finished}  # fmt: skip
-    for row in rows:
-        measure = ledger.MEASURES.get(row["metric"])
-        if measure is None:
-            found.add(f"there is no measure {row['metric']} any more")
-        elif (row["rule"], row["verdict"]) != (measure.rule, measure.verdict(row["low"], row["high"], row["n"])):
-            found.add(f"the verdict on {row['metric']} does not follow from the rule in lib/artifact/ledger.py")
+def figures(root: Path, model: str) -> list[Path]:
+    found = [run.folder / file for run, manifest in runs(root).items() if run.group == model
+             for file in manifest["results"] if file.endswith(".png")]  # fmt: skip
     return sorted(found)
 
 
-def stale_seeds(models_folder: Path) -> list[str]:
-    """The claims over training seeds are of the seeds that are shipped, and those of seed 0 stand in its ledger."""
-    file = places.outputs() / "seeds" / "seeds.csv"
-    if not file.is_file():
-        return []
-    found = []
-    try:
-        table = storage.read_csv(file)
-        ledgers = {recipe: ledger.load(recipe) for recipe in table["recipe"].unique()}
-    except UserError:
-        return []  # told with the results
-    for recipe, rows in table.groupby("recipe", sort=False):
-        if set(rows["seed"]) != set(seeds(recipe, models_folder)):
-            found.append(f"{show(file)}: {recipe} is shipped with other seeds, run `make seeds`")
-        own = {(row["metric"], row.get("setting")): row["value"] for row in ledgers[recipe]}
-        first = rows[rows["seed"] == 0]
-        apart = [abs(own.get((row.metric, row.setting), np.inf) - row.value) for row in first.itertuples()]
-        if max(apart, default=0) > 0.02:  # another machine's last digits are no other result
-            found.append(f"{show(file)}: the ledger of {recipe} says something else, run `make seeds`")
-    return found
+def claims(root: Path, model: str) -> list[dict]:
+    """The ledger of a model, [] where it has none."""
+    manifests.finish(root)
+    return manifests.ledger_rows(root, model)
 
 
 # Models side by side
 
 
-def summary_path() -> Path:
-    return places.outputs() / "summary.csv"
+def summary_path(root: Path) -> Path:
+    return root / "summary.csv"
 
 
-def summary() -> pd.DataFrame:
+def summary(root: Path) -> pd.DataFrame:
     """The claims, a row per metric and setting, a column per model: value, 95 % interval and verdict in words."""
     rows = []
-    for model in models():
-        try:
-            for row in ledger.load(model):
-                keys = {key: row.get(key, "") for key in ("claim", "metric", "setting")}
-                rows.append(keys | {"model": model, "text": in_words(row)})
-        except UserError as error:
-            print(f"left out of the summary: {error}", file=sys.stderr)
+    for model in models(root):
+        for row in claims(root, model):
+            keys = {key: row.get(key, "") for key in ("claim", "metric", "setting")}
+            where = f"{row['direction']} " if row.get("direction") else ""
+            rows.append(keys | {"model": model, "text": f"{where}{ledger.in_words(row)} {row['verdict']}"})
     if not rows:
         return pd.DataFrame(columns=["claim", "metric", "setting"])
     table = pd.DataFrame(rows).pivot_table(
@@ -207,24 +67,11 @@ def summary() -> pd.DataFrame:
     return table.fillna("").reset_index().rename_axis(columns=None)
 
 
-def two_digits(value: float) -> str:
-    """For readers: .004 below zero is 0.00, not -0.00."""
-    return f"{round(value, 2) + 0.0:.2f}"
-
-
-def in_words(row: dict) -> str:
-    where = f"{row['direction']} " if row.get("direction") else ""
-    value, low, high = (two_digits(row[key]) for key in ("value", "low", "high"))
-    return f"{where}{value} [{low}, {high}] {row['verdict']}"
-
-
-def summary_bytes(table: pd.DataFrame) -> bytes:
-    return table.to_csv(index=False, lineterminator="\n").encode()
-
-
-def write_summary() -> pd.DataFrame:
-    """summary.csv from the ledgers, where there are any; returns the table."""
-    table = summary()
-    if not table.empty:
-        files.write_bytes(summary_path(), summary_bytes(table))
+def write_summary(root: Path) -> pd.DataFrame:
+    """summary.csv from the manifests, where they have claims; returns the table."""
+    table, path = summary(root), summary_path(root)
+    if table.empty:
+        path.unlink(missing_ok=True)
+    elif not path.is_file() or path.read_bytes() != files.csv_bytes(table):
+        files.write_csv(table, path)
     return table

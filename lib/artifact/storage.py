@@ -1,13 +1,11 @@
-"""Results with provenance beside them.
+"""Where the results of a notebook go, and what they were made with.
 
-A result `x.csv` has `x.csv.provenance.json` next to it: schema version, notebook with its parameters, seed,
-versions, git commit, digest of this library, and the SHA-256 of `x.csv` itself. Reading checks that digest, so a
-half-written, edited or mismatched file is refused instead of being read as whole.
+A notebook that the runner executes leaves its results in a staging folder (lib/artifact/manifests.py says what becomes
+of them). One that is run by hand, in JupyterLab or by papermill itself, writes to local/<model>/, which git ignores:
+the published record changes through the runner only.
 """
 
-import hashlib
 import json
-import os
 import platform
 import subprocess
 from functools import cache
@@ -16,115 +14,61 @@ from pathlib import Path
 
 import pandas as pd
 
-from lib import files
+from lib import files, places
 from lib.errors import UserError
-from lib.files import dump_json, file_digest, files_digest
-from lib.places import CHECKOUT, LIB, OBJECTS, ROOT, model_name, show
+from lib.places import CHECKOUT, ROOT, model_name, show
 
-SCHEMA = 1  # of result files; raise it when the meaning of a column changes
-ANEW = "`make run` makes it anew"
 PACKAGES = ("torch", "transformers", "numpy", "pandas", "scikit-learn")  # versions worth recording
+TOLERANCE = 1e-4  # by which a number may differ from the published one, unless the table says more
 
 
-def write_bytes(path, content: bytes, provenance: dict | None = None) -> Path:
-    """Write one file atomically, then its provenance if given (a kill in between leaves a mismatch)."""
-    path = files.write_bytes(path, content)
-    if provenance is not None:
-        note = provenance | {"sha256": hashlib.sha256(content).hexdigest()}
-        files.write_json(note, provenance_path(path))
-    return path
+def folder(model: str) -> Path:
+    """Where the running notebook leaves results about a model."""
+    return places.staging() or places.local() / model_name(model)
 
 
-def write_csv(df: pd.DataFrame, path, provenance: dict | None = None) -> Path:
-    """A DataFrame as CSV, floats in full precision, without its index."""
-    return write_bytes(path, df.to_csv(index=False, lineterminator="\n").encode(), provenance)
+def where(model: str) -> str:
+    """For the line at the top of a page: where its results go."""
+    if places.staging():
+        return "results are filed by the runner"
+    return f"run by hand: results go to {show(folder(model))}, the published ones stay as they are"
 
 
-def write_json(value, path, provenance: dict | None = None) -> Path:
-    return write_bytes(path, dump_json(value), provenance)
+def save_table(table: pd.DataFrame, name: str, model: str, seed: int, tolerance: float = TOLERANCE) -> None:
+    """Write tables/<name>.csv.
+
+    seed: what the numbers were drawn with. tolerance: by how much they may differ from the published ones on another
+    machine; more than TOLERANCE only with a comment that says why.
+    """
+    if table.empty:
+        raise ValueError(f"table {name!r} has no rows to save")
+    save(files.csv_bytes(table), f"tables/{name}.csv", model, seed, tolerance)
+
+
+def save(content: bytes, file: str, model: str, seed: int, tolerance: float = TOLERANCE) -> None:
+    """Write one result of the running notebook, given by its path in the model's folder."""
+    files.write_bytes(folder(model) / file, content)
+    files.note(result=file, seed=seed, tolerance=tolerance)
 
 
 def read_csv(path) -> pd.DataFrame:
-    """Read back what write_csv wrote with provenance; refuse anything else with a UserError.
-
-    Only an empty cell is missing: words such as "none" or "NA" are values here.
-    """
-    read_provenance(path)
+    """Read a table that `files.write_csv` wrote. Only an empty cell is missing: "none" and "NA" are values here."""
     try:
         return pd.read_csv(path, keep_default_na=False, na_values=[""], float_precision="round_trip")
+    except FileNotFoundError as error:
+        raise UserError(f"{show(path)} is missing: `make run` makes it") from error
     except (ValueError, OSError) as error:
-        raise corrupt(path, error) from error
+        raise UserError(f"{show(path)} is not a readable table: `make run` makes it again") from error
 
 
-def read_json(path, checked: bool = True):
-    """Read JSON; `checked` demands the provenance that write_json left beside it."""
-    if checked:
-        read_provenance(path)
+def read_json(path):
+    """Read JSON; a UserError where it is missing or no JSON."""
     try:
         return json.loads(Path(path).read_bytes())
     except FileNotFoundError as error:
         raise UserError(f"{show(path)} is missing: `make run` makes it") from error
     except (ValueError, OSError) as error:
-        raise corrupt(path, error) from error
-
-
-def read_provenance(path) -> dict:
-    """The provenance of a result, once the result is found to be there, whole and of the present schema."""
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{show(path)} is missing: `make run` makes it")
-    note = read_json(provenance_path(path), checked=False)
-    if not isinstance(note, dict) or note.get("sha256") != file_digest(path):
-        raise corrupt(path, "it is not the file its provenance describes")
-    if note.get("schema") != SCHEMA:
-        raise UserError(f"{show(path)} has schema {note.get('schema')}, not {SCHEMA}: delete it and {ANEW}")
-    return note
-
-
-def is_done(path, provenance: dict) -> bool:
-    """Is `path` there, whole, and made by the same code with the same model, seed and parameters?
-
-    Versions and commit are recorded but not compared: they differ between machines that should agree.
-    """
-    try:
-        note = read_provenance(path)
-    except UserError:
-        return False
-    wanted = json.loads(dump_json(provenance))  # as it looks after a round trip through a file
-    return all(note.get(key) == wanted.get(key) for key in ("schema", "model", "seed", "parameters", "lib"))
-
-
-def corrupt(path, why) -> UserError:
-    return UserError(f"{show(path)} is not readable as a result ({why}): delete it and {ANEW}")
-
-
-def provenance(model: str, seed: int, **parameters) -> dict:
-    """What a result was made from and with; goes beside every file that is published.
-
-    notebook and notebook_parameters: what lib.run is running, None outside; the cell is the one of that notebook
-    that has the file's name in it. parameters: what the caller adds.
-    """
-    return {
-        "schema": SCHEMA,
-        "model": model_name(model),
-        "seed": seed,
-        "parameters": parameters,
-        **running_notebook(),
-        "lib": lib_digest(),
-        "versions": versions(),
-        "commit": commit(),
-    }
-
-
-def running_notebook() -> dict:
-    """Notebook and its parameters, as lib.run left them in the environment; JupyterLab tells the name only."""
-    session = os.environ.get("JPY_SESSION_NAME")
-    told = {"notebook": Path(session).stem if session else None, "notebook_parameters": None}
-    return told | json.loads(os.environ.get("DUAL_NOTEBOOK") or "{}")
-
-
-def provenance_path(path) -> Path:
-    return Path(f"{path}.provenance.json")
+        raise UserError(f"{show(path)} is not readable: `make run` makes it again") from error
 
 
 @cache
@@ -164,13 +108,3 @@ def installed_commit() -> str | None:
     except PackageNotFoundError:
         return None
     return fetched.get("vcs_info", {}).get("commit_id")
-# modules that run, check or show notebooks: no number depends on them
-AROUND = ("run", "notebooks", "kernel", "published", "readme", "colab", "seeds")
-
-
-@cache
-def lib_digest() -> str:
-    """One digest of the source that results depend on, names included: lib/ without AROUND and without the training
-    code, whose product, the weights, has a digest of its own; and the pictures of objects."""
-    code = {str(p.relative_to(LIB)): p for p in LIB.rglob("*.py") if p.stem not in AROUND and "reference" not in p.parts}
-    return files_digest(code | {p.name: p for p in OBJECTS.glob("*.png")})

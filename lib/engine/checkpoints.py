@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lib.engine.families import CHECKPOINTS
 from lib.errors import UserError, unknown
-from lib.files import files_digest
+from lib.files import files_digest, note
 from lib.places import MODELS, model_name, show
 
 SOURCES = {".json", ".safetensors", ".txt", ".model", ".jinja"}  # the files a model's answers depend on
@@ -46,6 +46,7 @@ def seeds(recipe: str, folder: Path = MODELS) -> dict[int, str]:
         own = re.fullmatch(rf"{re.escape(recipe)}(?:-seed(\d+))?", name)
         if own:
             found[int(own[1] or 0)] = name
+    note(seeds_of=recipe)
     return dict(sorted(found.items()))
 
 
@@ -65,6 +66,7 @@ def known_models(folder: Path = MODELS) -> dict[str, str]:
 
 def locate(spec: str | Path, folder: Path = MODELS) -> str:
     """The folder or hub id of a model given by shipped name, short name, folder or hub id (owner/name)."""
+    note(model=str(spec))
     own, path = shipped(folder), Path(spec).expanduser()
     if str(spec) in own:
         return str(own[str(spec)])
