@@ -44,6 +44,7 @@ from lib.engine.runs import (
     run_batches,
     take,
 )
+from lib.engine.spellings import Spellings, spellings
 from lib.errors import UserError
 from lib.stimuli.questions import SYSTEM_TEXT
 from lib.stimuli.scenes import Grid
@@ -119,7 +120,7 @@ class VLM:
         self.special = dict(getattr(self.config, "dual_mechanisms", None) or {})
         self._plans: dict[tuple, Plan] = {}
         self._texts: dict[tuple, tuple[Tensor, Tensor]] = {}
-        self._words: dict[str, tuple[int, ...]] = {}
+        self._words: dict[str, Spellings] = {}
 
     @property
     def slots(self) -> range:
@@ -324,35 +325,26 @@ class VLM:
 
         words: one list of words per row (shorter rows end in roles without ids), or one list for a single
         row. The spellings of a word are itself in lower case and capitalised, each with and without a leading
-        space; each must be one token.
+        space; those of several tokens are dropped (`dropped_spellings`), one at least must remain.
         """
         table = [words] if words and isinstance(words[0], str) else words
         rows = [[self._spellings(word) for word in row] for row in table]
         roles, width = max(map(len, rows)), max(len(ids) for row in rows for ids in row)
         out = torch.full((len(rows), roles, width), -1)
         for i, row in enumerate(rows):
-            for k, spellings in enumerate(row):
-                out[i, k, : len(spellings)] = torch.tensor(spellings)
+            for k, ids in enumerate(row):
+                out[i, k, : len(ids)] = torch.tensor(ids)
         return out
 
     def _spellings(self, word: str) -> tuple[int, ...]:
         if word not in self._words:
-            bare = word.strip()
-            capital = bare[:1].upper() + bare[1:]
-            forms = (bare.lower(), capital, " " + bare.lower(), " " + capital)
-            self._words[word] = tuple(dict.fromkeys(self._single(form, bare) for form in forms))
-        return self._words[word]
+            self._words[word] = spellings(self.tokenizer, word, self.name)
+        return self._words[word].ids
 
-    def _single(self, form: str, word: str) -> int:
-        ids = self.tokenizer(form, add_special_tokens=False)["input_ids"]
-        if len(ids) > 1 and not self.tokenizer.decode(ids[:1]).strip():
-            ids = ids[1:]  # sentencepiece writes a leading space as a piece of its own
-        if len(ids) != 1 or ids[0] == self.tokenizer.unk_token_id:
-            pieces = self.tokenizer.convert_ids_to_tokens(ids)
-            raise UserError(
-                f"The word {word!r} is not one token for {self.name}: {form!r} becomes {pieces}. Choose another word."
-            )
-        return ids[0]
+    @property
+    def dropped_spellings(self) -> dict[str, tuple[str, ...]]:
+        """Of the words asked for so far, the spellings that do not count because they take several tokens."""
+        return {word.strip(): found.dropped for word, found in self._words.items() if found.dropped}
 
     # language model: plans ----------------------------------------------------------------------------------
 
