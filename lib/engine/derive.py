@@ -40,8 +40,8 @@ class Wiring:
     """Facts of one model that a `Family` has no field for. Module paths are relative to the model itself.
 
     tokens: for each image token in raster order, its number among the image tokens of the prompt. count: image tokens
-    of one picture in the prompt, constant ones (line breaks) included. scale: slot 0 is this times the projector's
-    output. logit_scale, cap: logits are cap * tanh(scale * head / cap). added: the first `added` layers add features
+    of one picture in the prompt, constant ones (line breaks) included. scale, text_scale: slot 0 is this times the
+    projector's output, and times the word vectors. logit_scale, cap: logits are cap * tanh(scale * head / cap). added: the first `added` layers add features
     of the picture to the image tokens of their output. own_input: name of the argument by which a layer gets an input
     of its own for every token, made from slot 0.
     """
@@ -53,6 +53,7 @@ class Wiring:
     count: int
     encoder: str | None = None
     scale: float = 1.0
+    text_scale: float = 1.0
     logit_scale: float = 1.0
     cap: float | None = None
     added: int = 0
@@ -325,7 +326,9 @@ def derive(model, pixels, canvas: int, name: str | None = None, processor: str |
     decoder, layers = find_decoder(model, batch)
     seen = watch(model, layers, batch)
     image = batch["input_ids"][0] == trial.image_id
-    scale = slot_scale(seen.hidden[0][:, image], tokens)
+    scale = slot_scale(seen.hidden[0][:, image], tokens, "the projector's output")
+    words = model.get_input_embeddings()(batch["input_ids"][:, ~image])
+    text_scale = slot_scale(seen.hidden[0][:, ~image], words, "the word vectors")
     norm = find_norm(model, decoder, batch, seen.output[-1])
     logit_scale, cap = head_facts(model, norm, seen)
     roads = other_roads(trial, layers, seen, added, image)
@@ -333,7 +336,7 @@ def derive(model, pixels, canvas: int, name: str | None = None, processor: str |
     kinds = tuple(getattr(getattr(model.config, "text_config", model.config), "layer_types", None) or ())
     wiring = Wiring(
         decoder=decoder.rsplit(".", 1)[0], layers=decoder, norm=norm, tokens=order, count=count,
-        encoder=encoder[0] if encoder else None, scale=scale, logit_scale=logit_scale, cap=cap, kinds=kinds, **roads,
+        encoder=encoder[0] if encoder else None, scale=scale, text_scale=text_scale, logit_scale=logit_scale, cap=cap, kinds=kinds, **roads,
     )  # fmt: skip
     grid = square_grid(name or model.config.model_type, side, canvas)
     return Derived(family_record(trial, wiring, grid, name, processor, seen), grid, wiring)
@@ -385,13 +388,13 @@ def assignment(moved: Tensor) -> tuple[Tensor, bool]:
     return chosen, bool((relative.argmax(1) == chosen).float().mean() > 0.9)
 
 
-def slot_scale(slot: Tensor, tokens: Tensor) -> float:
-    """The factor between the projector's output and slot 0 at the image tokens."""
+def slot_scale(slot: Tensor, tokens: Tensor, what: str) -> float:
+    """The factor between what goes into the language model and slot 0."""
     if slot.shape != tokens.shape:
-        raise Refused(f"sizes: slot 0 holds {tuple(slot.shape)} where the projector gives {tuple(tokens.shape)}")
+        raise Refused(f"sizes: slot 0 holds {tuple(slot.shape)}, {what} {tuple(tokens.shape)}")
     scale = float((slot * tokens).sum() / (tokens * tokens).sum())
     if (slot - scale * tokens).abs().max() > 1e-4 * slot.abs().max():
-        raise Refused("slot 0 is not the projector's output: something is added or normalised before the first layer")
+        raise Refused(f"slot 0 is not {what}: something is added or normalised before the first layer")
     return 1.0 if abs(scale - 1) < 1e-6 else scale
 
 

@@ -120,7 +120,7 @@ class VLM:
         self.special = dict(getattr(self.config, "dual_mechanisms", None) or {})
         self._plans: dict[tuple, Plan] = {}
         self._texts: dict[tuple, tuple[Tensor, Tensor]] = {}
-        self._words: dict[str, Spellings] = {}
+        self._spelled: dict[str, Spellings] = {}
 
     @property
     def slots(self) -> range:
@@ -294,7 +294,7 @@ class VLM:
 
     def tokens(self, questions: Sequence[str], system: str | None = SYSTEM_TEXT, images: int = 1) -> Prompt:
         """Tokenised questions as one batch, padded on the left; `images` pictures before each question."""
-        per_picture = self.grid.side**2 + self.family.extra
+        per_picture = self._per_picture
         rows = []
         for question in questions:
             key = (question, system, images)
@@ -309,7 +309,7 @@ class VLM:
                         f"{images * per_picture}; "
                         "the tokenizer does not know the image token, or the question contains it."
                     )
-                places = places.reshape(images, per_picture)[:, : self.grid.side**2].reshape(-1)
+                places = places.reshape(images, per_picture)[:, self._raster].reshape(-1)
                 self._texts[key] = (ids, places)
             rows.append(self._texts[key])
         length = max(len(ids) for ids, _ in rows)
@@ -319,6 +319,16 @@ class VLM:
             out[0][i, length - len(ids) :] = ids
             out[1][i, length - len(ids) :] = True
         return Prompt(*out, torch.stack([places + length - len(ids) for ids, places in rows]))
+
+    @property
+    def _per_picture(self) -> int:
+        """Image tokens of a picture in the prompt."""
+        return self.grid.side**2 + self.family.extra
+
+    @property
+    def _raster(self):
+        """Which of them stand for places, in raster order."""
+        return slice(self.grid.side**2)
 
     def candidates(self, words: Sequence[Sequence[str]] | Sequence[str]) -> Ids:
         """Token ids of the spellings of words: [row, role, spelling], padded with -1, no id twice.
@@ -337,14 +347,14 @@ class VLM:
         return out
 
     def _spellings(self, word: str) -> tuple[int, ...]:
-        if word not in self._words:
-            self._words[word] = spellings(self.tokenizer, word, self.name)
-        return self._words[word].ids
+        if word not in self._spelled:
+            self._spelled[word] = spellings(self.tokenizer, word, self.name)
+        return self._spelled[word].ids
 
     @property
     def dropped_spellings(self) -> dict[str, tuple[str, ...]]:
         """Of the words asked for so far, the spellings that do not count because they take several tokens."""
-        return {word.strip(): found.dropped for word, found in self._words.items() if found.dropped}
+        return {word.strip(): found.dropped for word, found in self._spelled.items() if found.dropped}
 
     # language model: plans ----------------------------------------------------------------------------------
 
@@ -485,11 +495,19 @@ class VLM:
             kwargs = plan.part(slot, first, stop)
             kwargs = mask(slot, kwargs) if mask else kwargs
             try:
-                hidden = _first(self.layers[slot](hidden, past_key_values=store, use_cache=True, **kwargs))
+                hidden = self._layer(slot, hidden, store, kwargs)
             except Enough:
                 return out
         out.last = hidden[:, -1]
         return out
+
+    def _layer(self, slot: int, hidden: Hidden, store: KeyValues | None, kwargs: dict) -> Hidden:
+        """One layer of the language model; without a store, on the tokens given alone."""
+        return _first(self.layers[slot](hidden, past_key_values=store, use_cache=True, **kwargs))
+
+    def _words(self, ids: Int[Tensor, "batch token"]) -> Hidden:
+        """Slot 0 of ordinary text."""
+        return self.model.get_input_embeddings()(ids)
 
     @torch.no_grad()
     def run_last(
@@ -510,8 +528,7 @@ class VLM:
             hidden = torch.cat([part.to(active[-1].device) for part in active], dim=1)
             kwargs = plan.variants(slot, hidden.shape[1])
             store = KeyValues(past, keep=False)
-            hidden = _first(self.layers[slot](hidden, past_key_values=store, use_cache=True, **kwargs))
-            active = [hidden]
+            active = [self._layer(slot, hidden, store, kwargs)]
         hidden = torch.cat([part.to(active[-1].device) for part in active], dim=1)
         return {slot: hidden[:, i] for i, slot in enumerate(slots)}
 
@@ -546,7 +563,7 @@ class VLM:
     def ask(self, frame: Frame, group: Group, rows, past: KeyValues, **options) -> Output:
         """The question part of chosen rows of a group, against their pictures' keys and values, row by row."""
         ids = group.prompt.ids[rows, frame.split :].to(self.device)
-        hidden = self.model.get_input_embeddings()(ids)
+        hidden = self._words(ids)
         return self.run(group.plan, hidden, first=frame.split, past=past, **options)
 
     # answers ------------------------------------------------------------------------------------------------
