@@ -41,9 +41,10 @@ class Wiring:
 
     tokens: for each image token in raster order, its number among the image tokens of the prompt. count: image tokens
     of one picture in the prompt, constant ones (line breaks) included. scale, text_scale: slot 0 is this times the
-    projector's output, and times the word vectors. logit_scale, cap: logits are cap * tanh(scale * head / cap). added: the first `added` layers add features
-    of the picture to the image tokens of their output. own_input: name of the argument by which a layer gets an input
-    of its own for every token, made from slot 0.
+    projector's output, and times the word vectors. logit_scale, cap: logits are cap * tanh(scale * head / cap). added:
+    the first `added` layers add features of the picture to the image tokens of their output. own_input: name of the
+    argument by which a layer gets an input of its own for every token, made from slot 0. kinds: of the language
+    model's layers, where the configuration tells.
     """
 
     decoder: str
@@ -58,7 +59,7 @@ class Wiring:
     cap: float | None = None
     added: int = 0
     own_input: str | None = None
-    kinds: tuple[str, ...] = ()  # of the language model's layers, where the configuration tells
+    kinds: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -335,9 +336,19 @@ def derive(model, pixels, canvas: int, name: str | None = None, processor: str |
     encoder = find_encoder(model, batch, decoder)
     kinds = tuple(getattr(getattr(model.config, "text_config", model.config), "layer_types", None) or ())
     wiring = Wiring(
-        decoder=decoder.rsplit(".", 1)[0], layers=decoder, norm=norm, tokens=order, count=count,
-        encoder=encoder[0] if encoder else None, scale=scale, text_scale=text_scale, logit_scale=logit_scale, cap=cap, kinds=kinds, **roads,
-    )  # fmt: skip
+        decoder=decoder.rsplit(".", 1)[0],
+        layers=decoder,
+        norm=norm,
+        tokens=order,
+        count=count,
+        encoder=encoder[0] if encoder else None,
+        scale=scale,
+        text_scale=text_scale,
+        logit_scale=logit_scale,
+        cap=cap,
+        kinds=kinds,
+        **roads,
+    )
     grid = square_grid(name or model.config.model_type, side, canvas)
     return Derived(family_record(trial, wiring, grid, name, processor, seen), grid, wiring)
 

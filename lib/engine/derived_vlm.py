@@ -40,56 +40,50 @@ class RecordedPlan(Plan):
     """What transformers hands to each layer, of whatever names: tensors with one entry per token are cut by token."""
 
     def part(self, layer: int, first: int, stop: int) -> dict:
+        given = self.layers[layer]
         if first == 0 and stop == self.length:
-            return dict(self.layers[layer])
-        out = {key: self._cut(key, value, first, stop) for key, value in self.layers[layer].items()}
+            return dict(given)
+        index = torch.arange(first, stop)
+        out = {key: self._at(key, value, index, stop) for key, value in given.items()}
         if out.get("attention_mask") is None and first > 0 and stop - first > 1:
-            keys = torch.arange(stop)
-            out["attention_mask"] = (keys[None, :] <= keys[first:stop, None])[None, None]
+            out["attention_mask"] = (torch.arange(stop)[None, :] <= index[:, None])[None, None].to(self.device)
         return out
 
     def variants(self, layer: int, count: int) -> dict:
         last = self.length - 1
-        out = {key: self._cut(key, value, last, last + 1) for key, value in self.layers[layer].items()}
-        out = {key: self._repeat(key, value, count) for key, value in out.items()}
-        mask = out.get("attention_mask")
-        own = torch.eye(count, dtype=torch.bool)
-        if mask is None:
-            before = torch.ones(1, 1, count, last, dtype=torch.bool)
-        else:
-            before = mask[..., :last].expand(-1, -1, count, -1)
-            if mask.dtype != torch.bool:  # an additive mask
-                own = torch.zeros_like(own, dtype=mask.dtype).masked_fill(~own, torch.finfo(mask.dtype).min)
-        own = own.to(before.device).expand(*before.shape[:2], count, count)
-        out["attention_mask"] = torch.cat([before, own], dim=-1)
+        index = torch.full((count,), last)
+        out = {key: self._at(key, value, index, last) for key, value in self.layers[layer].items()}
+        before = out.get("attention_mask")
+        own = torch.eye(count, dtype=torch.bool, device=self.device)
+        if before is None:
+            before = torch.ones(1, 1, count, last, dtype=torch.bool, device=self.device)
+        elif before.dtype != torch.bool:  # an additive mask
+            own = torch.zeros_like(own, dtype=before.dtype).masked_fill(~own, torch.finfo(before.dtype).min)
+        out["attention_mask"] = torch.cat([before, own.expand(*before.shape[:2], count, count)], dim=-1)
         return out
 
-    def _axis(self, value: Tensor) -> int | None:
-        """The axis of tokens: the first after the batch with one entry per token."""
-        axes = [i for i in range(value.ndim) if value.shape[i] == self.length]
-        later = [i for i in axes if i > 0]
-        return later[0] if later else axes[0] if axes else None
+    @property
+    def device(self) -> torch.device:
+        tensors = (part for given in self.layers for value in given.values() for part in _tensors(value))
+        return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
-    def _cut(self, key: str, value, first: int, stop: int):
+    def _at(self, key: str, value, index: Tensor, stop: int):
+        """An argument at chosen tokens, masks up to token `stop`."""
         if isinstance(value, (tuple, list)):
-            return type(value)(self._cut(key, part, first, stop) for part in value)
+            return type(value)(self._at(key, part, index, stop) for part in value)
         if not isinstance(value, Tensor):
             return value
         if "mask" in key:
-            return value[..., first:stop, :stop] if value.ndim >= 3 else value[:, :stop]
-        axis = self._axis(value)
-        return value if axis is None else value.narrow(axis, first, stop - first)
+            return value[..., index.to(value.device), :stop] if value.ndim >= 3 else value[:, :stop]
+        axes = [i for i in range(value.ndim) if value.shape[i] == self.length]
+        axis = next((i for i in axes if i > 0), axes[0] if axes else None)  # the first after the batch
+        return value if axis is None else value.index_select(axis, index.to(value.device))
 
-    def _repeat(self, key: str, value, count: int):
-        if isinstance(value, (tuple, list)):
-            return type(value)(self._repeat(key, part, count) for part in value)
-        if not isinstance(value, Tensor) or "mask" in key:
-            return value
-        axes = [i for i in range(value.ndim) if i > 0 and value.shape[i] == 1]
-        if not axes:
-            return value
-        axis = axes[-1] if value.ndim > 3 or (value.ndim == 3 and value.shape[0] == 3 and value.shape[-1] == 1) else axes[0]
-        return value.expand(*(count if i == axis else n for i, n in enumerate(value.shape)))
+
+def _tensors(value) -> list[Tensor]:
+    if isinstance(value, (tuple, list)):
+        return [tensor for part in value for tensor in _tensors(part)]
+    return [value] if isinstance(value, Tensor) else []
 
 
 class DerivedVLM(VLM):
@@ -116,7 +110,8 @@ class DerivedVLM(VLM):
 
     @property
     def fast(self) -> bool:
-        """Whether keys and values can be kept: not where a layer has a state instead (convolution, linear attention)."""
+        """Whether keys and values can be kept: not where a layer has a state instead (convolution, linear attention).
+        """
         kinds = [*self.wiring.kinds, *(type(m).__name__.lower() for layer in self.layers for m in layer.children())]
         return not any(word in kind for word in STATE_LAYERS for kind in kinds if kind != "linear")
 

@@ -33,8 +33,8 @@ TEXT = dict(
     kv_lora_rank=8, q_lora_rank=8, v_head_dim=16, qk_nope_head_dim=8, qk_rope_head_dim=8, index_head_dim=16,
     index_n_heads=2, linear_key_head_dim=8, linear_value_head_dim=8, linear_num_key_heads=2, linear_num_value_heads=4,
     vocab_size_per_layer_input=96, hidden_size_per_layer_input=8, intermediate_size_mlp=48, global_head_dim=16,
-    dense_intermediate_size=48, shared_intermediate_size=16, share_expert_dim=16, swa_head_dim=16, unpadded_vocab_size=96,
-    ngram_vocab_size_base=96, hc_lowrank=8, n_group=1, topk_group=1, rel_extent=64,
+    dense_intermediate_size=48, shared_intermediate_size=16, share_expert_dim=16, swa_head_dim=16,
+    unpadded_vocab_size=96, ngram_vocab_size_base=96, hc_lowrank=8, n_group=1, topk_group=1, rel_extent=64,
 )  # fmt: skip
 VISION = dict(
     hidden_size=32, embed_dim=32, intermediate_size=48, num_hidden_layers=3, depth=3, num_layers=3,
@@ -246,3 +246,29 @@ def formats(config) -> Iterator[Callable]:
 def fitted(make: Callable, model) -> Callable:
     """Only those arguments that the model's forward pass knows."""
     return lambda pictures: {k: v for k, v in make(pictures).items() if accepts(model.forward, k)}
+
+
+# --- questions ----------------------------------------------------------------------------------------------
+
+WORDS = (
+    "the color of square to left right above below is red green blue black brown gray a shape object answer with one "
+    "word . : user assistant system"
+).split()
+
+
+def tokenizer():
+    """A lower-casing word tokenizer whose image token has the id that small configurations name."""
+    import transformers
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<s>", "</s>", "<unk>", *WORDS])}
+    core = Tokenizer(models.WordLevel(vocabulary | {"<image>": IMAGE_ID}, unk_token="<unk>"))
+    core.normalizer = normalizers.Lowercase()
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    named = dict(bos_token="<s>", pad_token="<pad>", unk_token="<unk>", additional_special_tokens=["<image>"])
+    out = transformers.PreTrainedTokenizerFast(tokenizer_object=core, **named)
+    out.chat_template = (
+        "<s>{% for m in messages %} {{ m.role }} : {% for part in m.content %}"
+        "{{ ' <image> ' if part.type == 'image' else ' ' + part.text + ' ' }}{% endfor %}{% endfor %} assistant :"
+    )
+    return out
