@@ -156,8 +156,8 @@ def _patching(case: _Case) -> tuple[float, str]:
 
 def _fast(case: _Case) -> tuple[float, str]:
     vlm = case.vlm
-    if not getattr(vlm, "fast", True):
-        return 0.0, "a layer has a state instead of keys and values: every run is a plain one"
+    if getattr(vlm, "plain_because", None):
+        return 0.0, vlm.plain_because
     frame = vlm.frames(case.prompt)[0]
     group = frame.groups[0]
     past = vlm.contexts(frame, case.tokens[:1]).keys

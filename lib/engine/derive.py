@@ -28,6 +28,8 @@ from lib.errors import UserError
 from lib.stimuli.scenes import Grid
 
 CACHE_ARGUMENTS = ("past_key_values", "past_key_value", "use_cache", "cache_position")
+# Their token types mean something else (prefix and suffix), and are left out when a question is asked
+WITHOUT_TYPES = ("paligemma",)
 MOVED = 1e-6  # relative change of a vector from which it counts as changed
 
 
@@ -43,7 +45,8 @@ class Wiring:
     of one picture in the prompt, constant ones (line breaks) included. scale, text_scale: slot 0 is this times the
     projector's output, and times the word vectors. logit_scale, cap: logits are cap * tanh(scale * head / cap). added:
     the first `added` layers add features of the picture to the image tokens of their output. own_input: name of the
-    argument by which a layer gets an input of its own for every token, made from slot 0. kinds: of the language
+    argument by which a layer gets an input of its own for every token, made from slot 0. prefix: text
+    before and after the picture sees later text, so nothing can be reused between questions. kinds: of the language
     model's layers, where the configuration tells.
     """
 
@@ -59,6 +62,7 @@ class Wiring:
     cap: float | None = None
     added: int = 0
     own_input: str | None = None
+    prefix: bool = False
     kinds: tuple[str, ...] = ()
 
 
@@ -135,7 +139,7 @@ def inputs(model, ids: Tensor, mask: Tensor, image_id: int, pixels: dict) -> dic
     image = ids == image_id
     batch = {"input_ids": ids, "attention_mask": mask.long()} | pixels
     for name in ("mm_token_type_ids", "token_type_ids"):
-        if accepts(model.forward, name):
+        if accepts(model.forward, name) and model.config.model_type not in WITHOUT_TYPES:
             batch[name] = image.int() if name.startswith("mm") else image.long()
     if not bool(mask.all()) and not positions_are_own(model):  # as generate() does
         batch["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)
@@ -178,7 +182,10 @@ def features(model, pixels: dict, pictures: int) -> tuple[Tensor, list[Tensor]]:
     out = function(**own, return_dict=True)
     more = getattr(out, "deepstack_features", None)
     more = [] if more is None else list(more)
-    return _stack(out, pictures), [_stack(part, pictures) for part in more]
+    tokens, owner = _stack(out, pictures), feature_owner(model)
+    if tokens.shape[-1] != model.get_input_embeddings().weight.shape[1] and hasattr(owner, "multi_modal_projector"):
+        tokens = owner.multi_modal_projector(tokens)  # Llama 4 projects in its forward pass
+    return tokens, [_stack(part, pictures) for part in more]
 
 
 def _stack(out, pictures: int) -> Tensor:
@@ -256,7 +263,7 @@ def find_norm(model, decoder: str, batch: dict, last: Tensor) -> str | None:
 
         return before
 
-    head = model.get_output_embeddings()
+    head = output_head(model)
     leaves = [(n, m) for n, m in model.named_modules() if not n.startswith(decoder) and m is not head and n]
     with hooks(*((m, "before", hook(n)) for n, m in leaves)):
         plain_forward(model, batch)
@@ -346,6 +353,7 @@ def derive(model, pixels, canvas: int, name: str | None = None, processor: str |
         text_scale=text_scale,
         logit_scale=logit_scale,
         cap=cap,
+        prefix=sees_ahead(trial, layers, count, -2, -3),
         kinds=kinds,
         **roads,
     )
@@ -368,6 +376,8 @@ def token_order(trial: Trial, tokens: Tensor) -> tuple[tuple[int, ...], int]:
     """
     moving = ((tokens[0] - tokens[1]).abs().amax(-1) > MOVED * tokens.abs().max()).nonzero()[:, 0]
     side = math.isqrt(len(moving))
+    if len(moving) > 8 and len(moving) == 2 * math.isqrt(len(moving) // 2) ** 2:
+        raise Refused("tiles: the picture is shown twice (whole and as a tile), a place has two image tokens")
     if side < 3 or side * side != len(moving):
         raise Refused(f"resampler or tiles: {len(moving)} image tokens of a square picture are not a square grid")
     if trial.canvas % side:
@@ -409,11 +419,18 @@ def slot_scale(slot: Tensor, tokens: Tensor, what: str) -> float:
     return 1.0 if abs(scale - 1) < 1e-6 else scale
 
 
+def output_head(model) -> torch.nn.Module:
+    """The output embedding."""
+    head = model.get_output_embeddings()
+    named = [module for name, module in model.named_modules() if name.rsplit(".", 1)[-1] == "lm_head"]
+    if head is None and not named:
+        raise Refused("no output embedding turns the last layer into logits")
+    return head if head is not None else named[0]
+
+
 def head_facts(model, norm: str | None, seen: Watched) -> tuple[float, float | None]:
     """Scale and soft cap of the logits, from the configuration and checked against the forward pass."""
-    head = model.get_output_embeddings()
-    if head is None:
-        raise Refused("no output embedding turns the last layer into logits")
+    head = output_head(model)
     last = model.get_submodule(norm)(seen.output[-1]) if norm else seen.output[-1]
     raw = head(last)
     text = getattr(model.config, "text_config", model.config)
@@ -464,6 +481,8 @@ def family_record(trial: Trial, wiring: Wiring, grid: Grid, name, processor, see
     taken = [key for key in trial.pixels(trial.pictures) if accepts(function, key)]
     positions = seen.given[0].get("position_ids")
     mrope = hasattr(base, "get_rope_index") or (positions is not None and positions.ndim == 3)
+    layers = model.get_submodule(wiring.layers)
+    image = [5 + wiring.tokens[0], 5 + wiring.tokens[-1]]  # after the 5 words of the trial prompt
     trailing = wiring.count - 1 - max(wiring.tokens)
     return Family(
         name or config.model_type,
@@ -478,29 +497,26 @@ def family_record(trial: Trial, wiring: Wiring, grid: Grid, name, processor, see
         packed=packed,
         extra=trailing,
         positions="mrope" if mrope else "1d",
-        bidirectional=sees_ahead(trial, wiring),
+        bidirectional=not wiring.prefix and sees_ahead(trial, layers, wiring.count, image[-1], image[0]),
         processor=processor or "",
         inputs=tuple(taken),
     )
 
 
-def sees_ahead(trial: Trial, wiring: Wiring) -> bool:
-    """Whether an image token's output depends on image tokens after it (measured)."""
-    layers = trial.model.get_submodule(wiring.layers)
-    batch = trial.batch(wiring.count, trial.pictures[:1])
-    image = (batch["input_ids"][0] == trial.image_id).nonzero()[:, 0]
+def sees_ahead(trial: Trial, layers: torch.nn.ModuleList, count: int, changed: int, read: int) -> bool:
+    """Whether the output of token `read` depends on token `changed`, by number in the trial prompt (measured)."""
+    batch = trial.batch(count, trial.pictures[:1])
 
     def change(module, args, kwargs):
         hidden, given = named_arguments(module, args, kwargs)
         hidden = hidden.clone()
-        hidden[:, image[-1]] += hidden.abs().mean()
+        hidden[:, changed] = hidden[:, changed].flip(-1)
         return (hidden,), given
 
     plain = watch(trial.model, layers, batch).output[-1]
     with hooks((layers[0], "before", change)):
-        changed = watch(trial.model, layers, batch).output[-1]
-    moved = (plain - changed).abs().amax(-1)[0]
-    return bool(moved[image[0]] > MOVED * plain.abs().max())
+        other = watch(trial.model, layers, batch).output[-1]
+    return bool((plain - other)[0, read].abs().max() > MOVED * plain.abs().max())
 
 
 def projector_path(trial: Trial, prefix: str) -> str:

@@ -25,6 +25,7 @@ from lib.engine.derive import (
     image_token,
     inputs,
     named_arguments,
+    output_head,
     plain_forward,
     tensor_of,
 )
@@ -102,6 +103,7 @@ class DerivedVLM(VLM):
         self.layers = model.get_submodule(self.wiring.layers)
         self.encoder_layers = model.get_submodule(self.wiring.encoder) if self.wiring.encoder else ()
         self.norm = model.get_submodule(self.wiring.norm) if self.wiring.norm else torch.nn.Identity()
+        self.head = output_head(model)
         self.image_id = image_token(self.config)
         self.special: dict = {}
         self._plans, self._texts, self._spelled = {}, {}, {}
@@ -109,11 +111,18 @@ class DerivedVLM(VLM):
         self._stores = [name for name in CACHE_ARGUMENTS[:2] if accepts(self.layers[0].forward, name)]
 
     @property
-    def fast(self) -> bool:
-        """Whether keys and values can be kept: not where a layer has a state instead (convolution, linear attention).
-        """
+    def plain_because(self) -> str | None:
+        """Why keys and values cannot be kept and every run is a whole one; None where they can."""
+        if self.wiring.prefix:
+            return "text sees later text, so no part of a prompt can be reused: every run is a plain one"
         kinds = [*self.wiring.kinds, *(type(m).__name__.lower() for layer in self.layers for m in layer.children())]
-        return not any(word in kind for word in STATE_LAYERS for kind in kinds if kind != "linear")
+        if any(word in kind for word in STATE_LAYERS for kind in kinds if kind != "linear"):
+            return "a layer has a state instead of keys and values: every run is a plain one"
+        return None
+
+    @property
+    def fast(self) -> bool:
+        return self.plain_because is None
 
     # pictures -----------------------------------------------------------------------------------------------
 
@@ -238,7 +247,7 @@ class DerivedVLM(VLM):
 
     @torch.no_grad()
     def logits(self, last: Tensor) -> Tensor:
-        out = self.model.get_output_embeddings()(self.norm(last)).float() * self.wiring.logit_scale
+        out = self.head(self.norm(last)).float() * self.wiring.logit_scale
         return self.wiring.cap * torch.tanh(out / self.wiring.cap) if self.wiring.cap else out
 
     def last_states(self, prompt: Prompt, images, index, progress: bool = False):

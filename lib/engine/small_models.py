@@ -47,11 +47,12 @@ VISION = dict(
 )  # fmt: skip
 WHOLE = dict(
     projector_hidden_size=32, projection_hidden_size=32, vision_hidden_size=32, out_hidden_size=64, image_seq_length=36,
-    mm_tokens_per_image=36, hidden_size=64, vocab_size=96,
+    mm_tokens_per_image=36, hidden_size=64, vocab_size=96, projection_dim=64,
 )  # fmt: skip
 _GEMMA_VISION = {"vision_config": {"model_type": "gemma4_vision", "hidden_size": 32, "intermediate_size": 48,
     "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 8, "patch_size": 4,
     "pooling_kernel_size": 2, "position_embedding_size": 64}}  # fmt: skip
+_MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
 # What these sizes do not fit, by model type and part of the configuration ("" is the whole)
 MORE: dict[str, dict[str, dict]] = {
     "gemma4": {"": _GEMMA_VISION},
@@ -67,6 +68,19 @@ MORE: dict[str, dict[str, dict]] = {
     "lfm2_vl": {"text_config": {"layer_types": ["conv", "full_attention", "conv", "full_attention"]}},
     "mistral_large4": {"text_config": {"num_key_value_heads": 4}},
     "ovis2": {"": {"visual_indicator_token_ids": [91, 92, 93, 94, 95]}},
+    "cohere_compass": {"text_config": {"rope_parameters": {"full_attention": _MROPE, "sliding_attention": _MROPE}}},
+    "qwen2_vl": {"vision_config": {"hidden_size": 64}},
+    "llama4": {"vision_config": {"intermediate_size": 128}},
+    "kimi_k25": {"text_config": {"head_dim": 8}},
+    "qwen2_5_omni_thinker": {"": {"vision_start_token_id": 93, "vision_end_token_id": 94}},
+    "qwen3_omni_moe_thinker": {"": {"vision_start_token_id": 93, "vision_end_token_id": 94}},
+    "step3p7": {"text_config": {"sliding_window": 17}},
+    "vipllava": {"": {"vision_feature_layers": [-2, -1]}},
+    "muse_glimmer": {"": {"out_hidden_size": 128}},
+    "muse_spark": {"": {"out_hidden_size": 128}, "audio_config": {"out_hidden_size": 64}},
+    "glm46v": {"text_config": {"rope_parameters": _MROPE}},
+    "glmga": {"text_config": {"rope_parameters": _MROPE}},
+    "nemotron_h_omni": {"vision_config": {"video_temporal_patch_size": 2}},
     "molmo2": {"adapter_config": {"vision_feature_layer": [-1, -2], "hidden_size": 32, "head_dim": 8,
         "intermediate_size": 48, "text_hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 4}},
 }  # fmt: skip
@@ -83,9 +97,11 @@ def small_config(model_type: str):
     for name in default.sub_configs:
         part = getattr(default, name)
         if part is not None:
-            parts[name] = _small_part(part, name) | more.get(name, {}) | {"model_type": part.model_type}
-            if name == "text_config" and "mrope_section" in _source(model_type):
+            parts[name] = _small_part(part, name) | {"model_type": part.model_type}
+            flat = not any(isinstance(v, dict) for v in (getattr(part, "rope_parameters", None) or {}).values())
+            if name == "text_config" and flat and "mrope_section" in _source(model_type):
                 parts[name]["rope_parameters"] = _rope(part)
+            parts[name] |= more.get(name, {})
     parts |= {key: IMAGE_ID for key in ("image_token_id", "image_token_index") if hasattr(default, key)}
     parts |= {key: IMAGE_ID + 1 for key in ("video_token_id", "video_token_index") if hasattr(default, key)}
     return kind(**(parts | more.get("", {})))
@@ -144,7 +160,9 @@ def build(model_type: str, seed: int = 0):
     with torch.no_grad():
         for key, weight in model.named_parameters():
             if weight.ndim > 1 and "norm" not in key:
-                weight.normal_(std=0.4 / math.sqrt(weight.shape[-1]) if "embed" not in key else 0.5)
+                language = any(word in key for word in ("language_model", "text_model"))
+                std = (0.8 if language else 0.4) / math.sqrt(weight[0].numel())
+                weight.normal_(std=0.5 if "embed_tokens" in key else std)
             elif "norm" not in key:
                 weight.normal_(std=0.1)
     return model.float().eval()
@@ -177,6 +195,17 @@ def masked_patches(pictures) -> dict:
     return {"pixel_values": out, "pixel_attention_mask": torch.ones(len(pictures), 1, CANVAS, CANVAS).bool()}
 
 
+def chosen(pictures) -> dict:
+    """[prompt, picture of the prompt, ...] with a mask of which pictures are there."""
+    out = alone(pictures)["pixel_values"][:, None]
+    return {"pixel_values": out, "pixel_attention_mask": torch.ones(len(pictures), 1, dtype=torch.bool)}
+
+
+def channels_last(pictures) -> dict:
+    """[picture, time, row, column, channel], two equal moments."""
+    return {"pixel_values": _array(pictures).permute(0, 2, 3, 1)[:, None].expand(-1, 2, -1, -1, -1)}
+
+
 def nested(pictures) -> dict:
     """[prompt, picture of the prompt, channel, row, column]."""
     out = whole(pictures)
@@ -205,7 +234,8 @@ def packed(time: int, patch: int, merge: int, flat: bool = True) -> Callable:
         pixels = pixels.permute(0, 2, 5, 3, 6, 1, 4, 7).reshape(-1, 3, 1, patch, patch).expand(-1, -1, time, -1, -1)
         grid = torch.tensor([[1, n, n]] * len(pictures))
         out = pixels.reshape(len(pixels), -1) if flat else pixels[:, :, 0]
-        return {"pixel_values": out, "image_grid_thw": grid, "image_grid_hw": grid[:, 1:]}
+        sizes = {"image_merge_sizes": torch.tensor([merge] * len(pictures)), "image_grid_hw": grid[:, 1:]}
+        return {"pixel_values": out, "image_grid_thw": grid} | sizes
 
     return make
 
@@ -229,18 +259,31 @@ def positioned(patch: int) -> Callable:
     return make
 
 
+def strip(patch: int) -> Callable:
+    """All patches of all pictures side by side in one picture of one patch height, with each picture's grid."""
+
+    def make(pictures) -> dict:
+        n = CANVAS // patch
+        pixels = _array(pictures).reshape(len(pictures), 3, n, patch, n, patch).permute(1, 3, 0, 2, 4, 5)
+        sizes = torch.tensor([[n, n]] * len(pictures), dtype=torch.int32)
+        return {"pixel_values": pixels.reshape(1, 3, patch, -1), "target_sizes": sizes}
+
+    return make
+
+
 def formats(config) -> Iterator[Callable]:
     """Ways to hand over pictures, in the order in which they are tried."""
     vision = getattr(config, "vision_config", config)
     patch = getattr(vision, "patch_size", 4)
     patch = patch if isinstance(patch, int) else patch[0]
     merge = getattr(vision, "spatial_merge_size", None) or 2
-    yield from (alone, whole, nested, masked_patches, several, twice)
+    yield from (alone, whole, nested, masked_patches, chosen, channels_last, several, twice)
     for time in dict.fromkeys((getattr(vision, "temporal_patch_size", None) or 1, 1, 2)):
         for side in dict.fromkeys((merge if isinstance(merge, int) else 2, 2, 1)):
             yield packed(time, patch, side)
             yield packed(time, patch, side, flat=False)
     yield positioned(patch)
+    yield strip(patch)
 
 
 def fitted(make: Callable, model) -> Callable:
