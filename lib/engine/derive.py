@@ -290,6 +290,12 @@ class Trial:
         shape = (2, self.canvas, self.canvas, 3)
         self.pictures = [Image.fromarray(x) for x in rng.integers(0, 256, shape, dtype=np.uint8)]
 
+    def more_pictures(self, count: int = 4) -> Iterator[Image.Image]:
+        """Plain grey, and more noise."""
+        yield Image.new("RGB", (self.canvas,) * 2, (128, 128, 128))
+        shape = (count, self.canvas, self.canvas, 3)
+        yield from (Image.fromarray(x) for x in np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8))
+
     def features(self, pictures) -> tuple[Tensor, list[Tensor]]:
         return features(self.model, self.pixels(pictures), len(pictures))
 
@@ -382,37 +388,41 @@ def token_order(trial: Trial, tokens: Tensor) -> tuple[tuple[int, ...], int]:
         raise Refused(f"resampler or tiles: {len(moving)} image tokens of a square picture are not a square grid")
     if trial.canvas % side:
         raise Refused(f"sizes: {side} x {side} image tokens do not divide a picture of {trial.canvas} pixels")
-    moved = torch.stack([trial.features([changed])[0][0] - tokens[0] for changed in changes(trial, side)]).norm(dim=-1)
-    found, clear = assignment(moved[:, moving])
-    if not clear:
-        raise Refused("resampler: image tokens do not stand for places, a change in one place moves all of them alike")
-    return tuple(moving[found].tolist()), side
+    evidence = torch.zeros(side * side, side * side)
+    for base in (*trial.pictures, *trial.more_pictures()):  # one picture tells, as a rule
+        start = trial.features([base])[0][0]
+        moved = torch.stack([trial.features([x])[0][0] - start for x in changes(base, side)])[:, moving].norm(dim=-1)
+        evidence += (moved / moved.mean(0, keepdim=True).clamp(min=1e-12)).clamp(min=1e-12).log()
+        found, clear = assignment(evidence)
+        if clear:
+            return tuple(moving[found].tolist()), side
+    raise Refused("resampler: image tokens do not stand for places, a change in one place moves all of them alike")
 
 
-def changes(trial: Trial, side: int) -> Iterator[Image.Image]:
-    """The first picture with the pixels of one place inverted, for each of side x side places in raster order."""
-    step = trial.canvas // side
+def changes(base: Image.Image, side: int) -> Iterator[Image.Image]:
+    """A picture with the pixels of one place inverted, for each of side x side places in raster order."""
+    step = base.size[0] // side
     for place in range(side * side):
         row, column = divmod(place, side)
-        pixels = np.asarray(trial.pictures[0]).copy()
+        pixels = np.asarray(base).copy()
         where = pixels[row * step : (row + 1) * step, column * step : (column + 1) * step]
         where[:] = 255 - where
         yield Image.fromarray(pixels)
 
 
-def assignment(moved: Tensor) -> tuple[Tensor, bool]:
-    """Which token stands for which place, from how far each token [place, token] moves with each place; and whether
-    that is clear: at almost every place its own token moves most, compared with what that token moves on average."""
-    relative = (moved / moved.mean(0, keepdim=True).clamp(min=1e-12)).clamp(min=1e-12).log()
-    _, chosen = linear_sum_assignment(-relative.double().numpy())
+def assignment(evidence: Tensor) -> tuple[Tensor, bool]:
+    """Which token stands for which place, and whether that is clear: at almost every place the token assigned to it
+    moves most. evidence [place, token]: logarithm of how far the token moves with the place, relative to its mean."""
+    _, chosen = linear_sum_assignment(-evidence.double().numpy())
     chosen = torch.tensor(chosen)
-    return chosen, bool((relative.argmax(1) == chosen).float().mean() > 0.9)
+    return chosen, bool((evidence.argmax(1) == chosen).float().mean() > 0.9)
 
 
 def slot_scale(slot: Tensor, tokens: Tensor, what: str) -> float:
     """The factor between what goes into the language model and slot 0."""
     if slot.shape != tokens.shape:
         raise Refused(f"sizes: slot 0 holds {tuple(slot.shape)}, {what} {tuple(tokens.shape)}")
+    slot, tokens = slot.detach(), tokens.detach()
     scale = float((slot * tokens).sum() / (tokens * tokens).sum())
     if (slot - scale * tokens).abs().max() > 1e-4 * slot.abs().max():
         raise Refused(f"slot 0 is not {what}: something is added or normalised before the first layer")
@@ -491,7 +501,7 @@ def family_record(trial: Trial, wiring: Wiring, grid: Grid, name, processor, see
         vision=vision,
         language=wiring.decoder.removeprefix(prefix),
         encoder=(wiring.encoder or "").removeprefix(prefix),
-        projector=projector_path(trial, prefix),
+        projector=projector_path(trial, wiring.tokens, prefix),
         merge=merge,
         order=order,
         packed=packed,
@@ -519,15 +529,16 @@ def sees_ahead(trial: Trial, layers: torch.nn.ModuleList, count: int, changed: i
     return bool((plain - other)[0, read].abs().max() > MOVED * plain.abs().max())
 
 
-def projector_path(trial: Trial, prefix: str) -> str:
-    """The module whose output is the projector's output, outermost first; empty where no module gives it."""
+def projector_path(trial: Trial, order: tuple[int, ...], prefix: str) -> str:
+    """The module whose output is the projector's output, in whatever order; empty where no module gives it."""
     found: list[str] = []
-    wanted = trial.features(trial.pictures)[0]
+    tokens = trial.features(trial.pictures)[0][:, list(order)]
+    width, wanted = tokens.shape[-1], tokens.reshape(-1, tokens.shape[-1]).double().sum(-1)  # a sum tells a vector
 
     def hook(name):
         def after(module, args, output):
-            if isinstance(output, Tensor) and output.numel() == wanted.numel():
-                if torch.equal(output.reshape(wanted.shape), wanted):
+            if isinstance(output, Tensor) and output.shape[-1] == width:
+                if torch.isin(wanted, output.reshape(-1, width).double().sum(-1)).all():
                     found.append(name)
 
         return after
@@ -569,7 +580,7 @@ def _named_order(trial: Trial, first, one: Tensor, grid: Grid, merge: int, extra
     from lib.engine.vlm import _patch_order
 
     side = grid.side * merge
-    moved = torch.stack([first([changed]).reshape(one.shape) - one for changed in changes(trial, side)]).norm(dim=-1)
+    moved = torch.stack([first([changed]).reshape(one.shape) - one for changed in changes(trial.pictures[0], side)]).norm(dim=-1)
     raster = moved.argmax(1)
     if extra == 1 and torch.equal(raster, torch.arange(side * side) + 1):
         return "class"

@@ -29,9 +29,11 @@ from lib.engine.derive import (
     plain_forward,
     tensor_of,
 )
-from lib.engine.runs import Hidden, ImageTokens, KeyValues, Plan, Prompt, hooks, pick, put
+from lib.engine.loading import chat
+from lib.engine.runs import KeyValues, Plan, Prompt, hooks, pick, put
 from lib.engine.vlm import VLM
 from lib.errors import UserError
+from lib.stimuli.questions import SYSTEM_TEXT
 
 STATE_LAYERS = ("conv", "linear", "mamba", "recurrent", "delta")  # parts of the names of layers with a state
 
@@ -143,6 +145,13 @@ class DerivedVLM(VLM):
 
     # questions ----------------------------------------------------------------------------------------------
 
+    def text(self, question: str, system: str | None = SYSTEM_TEXT, images: int = 1) -> str:
+        token = self.tokenizer.convert_ids_to_tokens(self.image_id)
+        placeholder = self.family.placeholder or token
+        text = chat(self.tokenizer, self.template, question, system, images, placeholder, self.name)
+        picture = self.family.before + token * self.wiring.count + self.family.after
+        return picture.join(text.split(placeholder))
+
     @property
     def _per_picture(self) -> int:
         return self.wiring.count
@@ -157,11 +166,11 @@ class DerivedVLM(VLM):
     def width(self) -> int:
         return self.model.get_input_embeddings().weight.shape[1]
 
-    def _words(self, ids: Tensor) -> Hidden:
+    def _words(self, ids: Tensor) -> Tensor:
         words = self.model.get_input_embeddings()(ids)
         return self._with_roads(words * self.wiring.text_scale, ids, words)
 
-    def _with_roads(self, hidden: Hidden, ids: Tensor, embedded: Hidden, more: Tensor | None = None) -> Hidden:
+    def _with_roads(self, hidden: Tensor, ids: Tensor, embedded: Tensor, more: Tensor | None = None) -> Tensor:
         """The residual stream at slot 0 with what later layers add or are given, behind it."""
         if self.wiring.added:
             more = hidden.new_zeros(*hidden.shape[:2], self.wiring.added * self.width) if more is None else more
@@ -172,7 +181,7 @@ class DerivedVLM(VLM):
             return torch.cat([hidden, own.flatten(2)], dim=-1)
         return hidden
 
-    def embed(self, prompt: Prompt, images: ImageTokens, index=None) -> Hidden:
+    def embed(self, prompt: Prompt, images: Tensor, index=None) -> Tensor:
         ids = prompt.ids.to(self.device)
         image = ids == self.image_id
         text = getattr(self.config, "text_config", self.config)
@@ -231,7 +240,7 @@ class DerivedVLM(VLM):
             self._plans[key] = out
         return out
 
-    def _layer(self, slot: int, hidden: Hidden, store: KeyValues | None, kwargs: dict) -> Hidden:
+    def _layer(self, slot: int, hidden: Tensor, store: KeyValues | None, kwargs: dict) -> Tensor:
         d = self.width
         hidden, ahead = hidden[..., :d], hidden[..., d:]
         if self.wiring.own_input:
