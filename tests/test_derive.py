@@ -11,14 +11,13 @@ from tiny import NAMES, tiny
 
 from lib.engine import small_models, survey
 from lib.engine.certificate import CONTRACTS, certificate
-from lib.engine.derive import Refused, derive
+from lib.engine.derive import derive
 from lib.engine.derived_vlm import DerivedVLM
+from lib.engine.observe import Refused
 from lib.engine.runs import put, take
 
 # What stands in the text around a picture and how a processor is called cannot be read from a model
-DERIVED = (
-    "architecture language encoder projector merge order packed extra positions bidirectional inputs"
-).split()
+DERIVED = ("architecture language encoder projector merge order packed extra positions bidirectional inputs").split()
 
 
 def pixels_of(vlm):

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lib.engine.derive import named_arguments, plain_forward, tensor_of
+from lib.engine.observe import named_arguments, plain_forward, tensor_of
 from lib.engine.runs import hooks, put, take
 
 CONTRACTS = {

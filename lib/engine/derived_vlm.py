@@ -17,19 +17,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lib.engine.derive import (
+from lib.engine.derive import Derived, output_head
+from lib.engine.loading import chat
+from lib.engine.observe import (
     CACHE_ARGUMENTS,
-    Derived,
     accepts,
     features,
     image_token,
     inputs,
     named_arguments,
-    output_head,
     plain_forward,
     tensor_of,
 )
-from lib.engine.loading import chat
 from lib.engine.runs import KeyValues, Plan, Prompt, hooks, pick, put
 from lib.engine.vlm import VLM
 from lib.errors import UserError

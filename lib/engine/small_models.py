@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lib.engine.derive import accepts
+from lib.engine.observe import accepts
 
 IMAGE_ID = 90
 CANVAS = 48

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 import torch
 
 from lib.engine.certificate import certificate
-from lib.engine.derive import Derived, Refused, derive
+from lib.engine.derive import Derived, derive
 from lib.engine.derived_vlm import DerivedVLM
+from lib.engine.observe import Refused
 from lib.engine.small_models import CANVAS, NotBuilt, build, fitted, formats, tokenizer
 from lib.files import write_bytes
 from lib.places import ROOT
