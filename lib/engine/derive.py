@@ -169,7 +169,7 @@ class Trial:
         shape = (2, self.canvas, self.canvas, 3)
         self.pictures = [Image.fromarray(x) for x in rng.integers(0, 256, shape, dtype=np.uint8)]
 
-    def more_pictures(self, count: int = 4) -> Iterator[Image.Image]:
+    def more_pictures(self, count: int = 2) -> Iterator[Image.Image]:
         """Plain grey, and more noise."""
         yield Image.new("RGB", (self.canvas,) * 2, (128, 128, 128))
         shape = (count, self.canvas, self.canvas, 3)
@@ -269,8 +269,9 @@ def token_order(trial: Trial, tokens: Tensor) -> tuple[tuple[int, ...], int]:
         raise Refused(f"sizes: {side} x {side} image tokens do not divide a picture of {trial.canvas} pixels")
     evidence = torch.zeros(side * side, side * side)
     for base in (*trial.pictures, *trial.more_pictures()):  # one picture tells, as a rule
-        start = trial.features([base])[0][0]
-        moved = torch.stack([trial.features([x])[0][0] - start for x in changes(base, side)])[:, moving].norm(dim=-1)
+        start, changed = trial.features([base])[0][0], list(changes(base, side))
+        chunks = [trial.features(changed[i : i + 24])[0] for i in range(0, len(changed), 24)]
+        moved = (torch.cat(chunks) - start)[:, moving].norm(dim=-1)
         evidence += (moved / moved.mean(0, keepdim=True).clamp(min=1e-12)).clamp(min=1e-12).log()
         found, clear = assignment(evidence)
         if clear:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -111,11 +112,14 @@ class DerivedVLM(VLM):
         self._constants: Tensor | None = None
         self._stores = [name for name in CACHE_ARGUMENTS[:2] if accepts(self.layers[0].forward, name)]
 
-    @property
+    @cached_property
     def plain_because(self) -> str | None:
         """Why keys and values cannot be kept and every run is a whole one; None where they can."""
         if self.wiring.prefix:
             return "text sees later text, so no part of a prompt can be reused: every run is a plain one"
+        inside = {type(module).__name__.lower() for layer in self.layers for module in layer.modules()}
+        if any("indexer" in kind for kind in inside):
+            return "attention keeps an index beside keys and values: every run is a plain one"
         kinds = [*self.wiring.kinds, *(type(m).__name__.lower() for layer in self.layers for m in layer.children())]
         if any(word in kind for word in STATE_LAYERS for kind in kinds if kind != "linear"):
             return "a layer has a state instead of keys and values: every run is a plain one"
@@ -246,7 +250,7 @@ class DerivedVLM(VLM):
             each = ahead.shape[-1] // (len(self.layers) - slot)
             kwargs = kwargs | {self.wiring.own_input: ahead[..., :each]}
             ahead = ahead[..., each:]
-        if self.fast and store is not None:
+        if store is not None and self.fast:
             kwargs = kwargs | {name: store for name in self._stores or ["past_key_values"]}
         out = tensor_of(self.layers[slot](hidden, **kwargs))
         if self.wiring.added and ahead.shape[-1]:

@@ -71,7 +71,7 @@ MORE: dict[str, dict[str, dict]] = {
     "cohere_compass": {"text_config": {"rope_parameters": {"full_attention": _MROPE, "sliding_attention": _MROPE}}},
     "qwen2_vl": {"vision_config": {"hidden_size": 64}},
     "llama4": {"vision_config": {"intermediate_size": 128}},
-    "kimi_k25": {"text_config": {"head_dim": 8}},
+    "kimi_k25": {"text_config": {"head_dim": 8, "num_key_value_heads": 4}},
     "qwen2_5_omni_thinker": {"": {"vision_start_token_id": 93, "vision_end_token_id": 94}},
     "qwen3_omni_moe_thinker": {"": {"vision_start_token_id": 93, "vision_end_token_id": 94}},
     "step3p7": {"text_config": {"sliding_window": 17}},

@@ -102,7 +102,7 @@ def survey(model_type: str) -> Row:
         enters,
         "three per token" if family.positions == "mrope" else "one per token",
         "fast" if vlm.fast else "plain",
-        f"{table['difference'].max():.0e}",
+        f"{table['difference'].max(skipna=False):.0e}",
     )
     notes = [] if wiring.encoder else ["the image encoder is no list of layers: no sweep inside it"]
     notes += ["image tokens see each other"] * family.bidirectional
