@@ -1,5 +1,7 @@
-"""`python -m lib.artifact.site`: write the HTML edition of outputs/ into site/ (or the folder given). Pieces that are missing
-are left out; nothing is computed."""
+"""`python -m lib.artifact.site`: write the HTML edition of outputs/ into site/ (or the folder given).
+
+Pieces that are missing are left out; nothing is computed.
+"""
 
 import argparse
 import re
