@@ -249,11 +249,12 @@ class ImageTokensOfPairs(Route):
 
         def writer(segments):
             def visit(tensor: Tensor) -> Tensor:
-                out = tensor.clone()
+                written, end = [], 0
                 for own, job, source in segments:
                     tokens = job.patch.edit(take(tensor[own], image), take(source, image), job.pairs)
-                    out[own] = put(tensor[own], image, tokens)
-                return out
+                    written += [tensor[end : own.start], put(tensor[own], image, tokens)]
+                    end = own.stop
+                return torch.cat([*written, tensor[end:]]) if len(jobs) > 1 else written[-1]
 
             return visit
 
