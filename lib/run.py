@@ -8,6 +8,7 @@ notebook failed (or --verify found something stale), 2 bad input.
 
 import argparse
 import ast
+import errno
 import json
 import os
 import re
@@ -23,6 +24,8 @@ from lib.engine.checkpoints import Model, find_model, hub_digest, known_models, 
 from lib.engine.embedded import DEFAULT, PLAN
 from lib.errors import UserError, cli, unknown
 from lib.places import show
+
+LONGEST = 1000  # characters of a name or path on the command line
 
 # What to run: models, notebooks, parameters
 
@@ -123,7 +126,7 @@ def run_notebook(notebook: Notebook, model: Model, parameters: dict) -> float:
                 language="python",
                 kernel_manager_class=ThisPython,
                 cwd=notebook.path.parent,
-                progress_bar=sys.stdout.isatty(),
+                progress_bar=on_terminal(),
             )
         except Exception:
             if draft.is_file():
@@ -164,27 +167,27 @@ def reason(error: Exception) -> str:
 def run_all(jobs: list[tuple[Model, Notebook]], values: dict[str, dict], fresh: bool) -> int:
     """Run what is not done, in the order given; a failure does not stop the rest."""
     codes, started = {0}, time.monotonic()
-    after_label = "\n" if sys.stdout.isatty() else " "  # on a terminal papermill's bar comes in between
+    after_label = "\n" if on_terminal() else " "  # on a terminal papermill's bar comes in between
     for number, (model, notebook) in enumerate(jobs, 1):
-        print(f"[{number}/{len(jobs)}] {model.name} {notebook.name}:", end=" ", flush=True)
+        say(f"[{number}/{len(jobs)}] {model.name} {notebook.name}:", end=" ")
         executed, stamp = record.run_files(notebook.name, model.name)
         parameters = values[notebook.name]
         if not fresh and not record.why_stale(executed, stamp, inputs(notebook, model, parameters)):
             failed_copy(executed).unlink(missing_ok=True)  # of something tried since and taken back
-            print("up to date (--fresh runs it again)", flush=True)
+            say("up to date (--fresh runs it again)")
             continue
-        print(f"running, stated cost {notebook.cost} ...", end=after_label, flush=True)
+        say(f"running, stated cost {notebook.cost} ...", end=after_label)
         try:
-            print(f"done in {run_notebook(notebook, model, parameters)} s", flush=True)
+            say(f"done in {run_notebook(notebook, model, parameters)} s")
         except Exception as error:  # whatever a notebook or its kernel can throw
-            print("failed", flush=True)
+            say("failed")
             bad_input = "UserError" in (type(error).__name__, getattr(error, "ename", ""))
             codes.add(2 if bad_input else 1)
             kept = failed_copy(executed)
             look = f" (how far it got: {show(kept)})" if kept.is_file() else ""
             print(f"error: {model.name} {notebook.name}: {reason(error)}{look}", file=sys.stderr, flush=True)
     record.write_summary()
-    print(f"total {time.monotonic() - started:.0f} s; results are in {show(places.outputs())}")
+    say(f"total {time.monotonic() - started:.0f} s; results are in {show(places.outputs())}")
     return 1 if 1 in codes else max(codes)
 
 
@@ -238,17 +241,64 @@ def words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
+def names(text: str) -> list[str]:
+    """Names or paths separated by commas, at least one; UserError for what can be neither."""
+    found = words(text)
+    if not found:
+        raise UserError(f"{text!r} names nothing: leave the option out to run the default")
+    for word in found:
+        if len(word) > LONGEST or not word.isprintable():
+            raise UserError(f"{word[:20]}... is no name and no path: at most {LONGEST} printable characters")
+        readable(word)
+    return found
+
+
+def readable(text: str) -> Path:
+    """A path with ~ expanded; UserError where there is no such user."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{text}: there is no such user") from error
+
+
+def existing(text: str) -> Path:
+    """The folder that --outputs names."""
+    if not text.strip():
+        raise UserError("--outputs names no folder: leave it out to write to outputs/")
+    folder = readable(text).resolve()
+    if folder.exists() and not folder.is_dir():
+        raise files.unwritable(folder, NotADirectoryError(errno.ENOTDIR, "it is a file"))
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {text}: make it first, or correct the name")
+    return folder
+
+
+# Saying how far it is
+
+
+def on_terminal() -> bool:
+    return sys.stdout is not None and not sys.stdout.closed and sys.stdout.isatty()
+
+
+def say(text: str, end: str = "\n") -> None:
+    """Print a line of progress; where nobody reads it any more (a closed pipe), go on in silence."""
+    try:
+        print(text, end=end, flush=True)
+    except (OSError, ValueError):
+        sys.stdout = open(os.devnull, "w")  # or Python fails once more when it flushes at exit
+
+
 def parse(argv) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m lib.run", description=re.sub(r"\s+", " ", __doc__))
     parser.add_argument(
         "--model",
         action="extend",
-        type=words,
+        type=names,
         default=[],
         metavar="NAME|PATH",
         help="model to run on, several with commas or repeated (default: the plan that --list shows)",
     )
-    parser.add_argument("--notebooks", action="extend", type=words, default=[], metavar="01,03", help="default: all")
+    parser.add_argument("--notebooks", action="extend", type=names, default=[], metavar="01,03", help="default: all")
     parser.add_argument(
         "-p",
         dest="parameters",
@@ -268,8 +318,8 @@ def parse(argv) -> argparse.Namespace:
 
 def main(argv=None, notebooks_folder: Path = places.NOTEBOOKS, models_folder: Path = places.MODELS) -> int:
     args = parse(argv)
-    if args.outputs:
-        os.environ["DUAL_OUTPUTS"] = str(Path(args.outputs).expanduser().resolve())  # the kernels see it, too
+    if args.outputs is not None:
+        os.environ["DUAL_OUTPUTS"] = str(existing(args.outputs))  # the kernels see it, too
     notebooks = choose_notebooks(args.notebooks, notebooks_folder)
     if args.list:
         return list_all(notebooks, models_folder)

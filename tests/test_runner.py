@@ -174,6 +174,13 @@ def test_parameters_and_several_models(house):
     "words, sentence",
     [
         (["--model", "refrence"], "did you mean 'reference'"),
+        (["--model", ""], "names nothing"),
+        (["--notebooks", ","], "names nothing"),
+        (["--model", "x" * 5000], "no name and no path"),
+        (["--model", "~nosuchuser"], "no such user"),
+        (["--outputs", "{house}/nowhere"], "there is no folder"),
+        (["--outputs", "~nosuchuser"], "no such user"),
+        (["--outputs", ""], "names no folder"),
         (["--model", "./nowhere"], "a folder with config.json"),
         (["--model", "{house}/notebooks"], "not a model folder"),
         (["--notebooks", "01,07"], "unknown notebook '07'"),
@@ -305,6 +312,19 @@ def test_list_says_what_there_is(house, capsys):
         "of every draw",
     ):
         assert piece in told
+
+
+def test_a_reader_who_leaves_does_not_make_a_notebook_fail(house):
+    """As in `python -m lib.run | head -1`, and with standard output closed."""
+    call = (
+        f"import sys; from pathlib import Path; from lib.run import main;"
+        f"sys.exit(main(['--fresh'], Path({str(house / 'notebooks')!r}), Path({str(house / 'models')!r})))"
+    )
+    for shell, code in (('"$0" -c "$1" | true; exit ${PIPESTATUS[0]}', 0), ('"$0" -c "$1" >&-', 0)):
+        command = ["bash", "-c", shell, sys.executable, call]
+        done = subprocess.run(command, cwd=places.ROOT, env=os.environ, capture_output=True, text=True)
+        assert done.returncode == code, done.stderr
+        assert not list((house / "out").rglob("*.failed.ipynb"))
 
 
 def test_command_line_exit_code(house):

@@ -70,3 +70,8 @@ def test_every_shipped_seed_reaches_the_bar(name):
     table = pd.read_csv(places.MODELS / name / "accuracy.csv")
     tested = table[table["setting"].isin(SETTINGS) & (table["split"] == "test")]
     assert len(tested) == 12 and (tested["accuracy"] >= 0.98).all()
+
+
+@pytest.mark.parametrize("codes, code", [([0], 0), ([0, -9], 1), ([0, 2], 2), ([1, -15, 2], 1), ([0, 0], 0)])
+def test_a_killed_run_is_no_success(codes, code):
+    assert seeds.exit_code(codes) == code

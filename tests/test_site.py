@@ -72,3 +72,16 @@ def test_nothing_to_show_and_nothing_overwritten(folder):
     with pytest.raises(UserError, match="choose another folder"):
         main([str(folder)])
     assert (folder / "thesis.tex").exists()
+    (folder / "index.html").touch()  # somebody's own site is not ours to replace
+    with pytest.raises(UserError, match="choose another folder"):
+        main([str(folder)])
+    assert (folder / "thesis.tex").exists()
+
+
+def test_an_edition_that_was_cut_short_is_made_again(folder):
+    executed("reference", "01_scene_generation", "x")
+    main([str(folder)])
+    (folder / "index.html").unlink()
+    (folder / "reference/left_over.html").touch()
+    main([str(folder)])
+    assert (folder / "index.html").is_file() and not (folder / "reference/left_over.html").exists()

@@ -40,10 +40,17 @@ def run_others(work: Path, fresh: bool) -> int:
         chosen = PLAN[recipe]
         names = [name for number, name in seeds(recipe).items() if number]
         if names:
+            work.mkdir(parents=True, exist_ok=True)
             words = ["--model", ",".join(names), "--outputs", str(work), *(["--fresh"] if fresh else [])]
             words += ["--notebooks", ",".join(chosen)] if chosen else []
             codes.append(subprocess.run([sys.executable, "-m", "lib.run", *words], cwd=places.ROOT).returncode)
-    return max(codes)
+    return exit_code(codes)
+
+
+def exit_code(codes: list[int]) -> int:
+    """One exit code of several calls: 1 where one failed or was killed by a signal (a negative code), else the
+    largest."""
+    return 1 if any(code < 0 for code in codes) else max(codes)
 
 
 def collected(work: Path) -> pd.DataFrame:

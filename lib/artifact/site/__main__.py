@@ -21,6 +21,7 @@ from lib.errors import UserError, cli
 from lib.places import show
 
 FOLDER = places.ROOT / "site"
+MARKER = ".html-edition"  # a folder with this file in it was made here and may be replaced
 HERE = Path(__file__).parent
 OUTSIDE = re.compile(r'<script[^>]*\bsrc="https?://[^>]*>\s*</script>')  # require.js and MathJax: not needed here
 BACK = '<nav style="font-family: sans-serif; margin: 1em 2em"><a href="{}">All notebooks, figures and claims</a></nav>'
@@ -32,9 +33,7 @@ def main(argv=None) -> None:
     folder = parser.parse_args(argv).folder
     if not record.copies():
         raise UserError(f"{show(places.outputs())} holds no executed notebook: `make run` makes them")
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "index.html").is_file():
-        raise UserError(f"{show(folder)} holds something else than an HTML edition: choose another folder")
-    shutil.rmtree(folder, ignore_errors=True)
+    make_empty(folder)
     sources = {path.stem: load_notebook(path) for path in places.NOTEBOOKS.glob("[0-9]*.ipynb")}
     models = [model_pages(name, folder, sources) for name in record.models()]
     summary = record.summary()
@@ -49,6 +48,21 @@ def main(argv=None) -> None:
     )
     files.write_bytes(folder / "index.html", text.encode())
     print(f"{len(record.copies())} notebooks; open {show(folder / 'index.html')}")
+
+
+def make_empty(folder: Path) -> None:
+    """Remove an earlier edition, whole or cut short, and nothing else; the marker is written before any page."""
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / MARKER).is_file():
+        raise UserError(
+            f"{show(folder)} holds something that is not an HTML edition made here: choose another folder or empty it"
+        )
+    try:
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if path.name != MARKER:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    except OSError as error:
+        raise files.unwritable(folder, error) from error
+    files.write_bytes(folder / MARKER, b"")
 
 
 def model_pages(name: str, folder: Path, sources: dict[str, Notebook]) -> dict:
