@@ -7,21 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny import tiny
+from tiny import BLIND, tiny
 
 from lib.analysis import ablation, identities, slot_probes, studies
-from lib.engine import vlm
 from lib.errors import UserError
 from lib.patching import sweep
 from lib.stimuli import pairs, token_sets
 from lib.stimuli.token_sets import object_tokens
-
-BLIND = {"image_positions": "shared", "image_attention": "self"}
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny("reference")
 
 
 @pytest.fixture(scope="module")
@@ -37,16 +29,6 @@ def plain(model, drawn):
 @pytest.fixture(scope="module")
 def ablated(model, drawn):
     return ablation.ablated_study(model, drawn)
-
-
-@pytest.fixture(scope="module")
-def reference():
-    return vlm.load("reference", device="cpu")
-
-
-@pytest.fixture(scope="module")
-def trained(reference):
-    return studies.study(reference, pairs.mirrored_pairs("squares", reference.grid, n=3))
 
 
 # --- what is replaced -----------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import tiny
+from tiny import BLIND, tiny
 from tiny import tokenizer as tiny_tokenizer
 
 from lib.engine.batching import run_batches
@@ -19,7 +19,6 @@ QUESTIONS = [
     "the color of the square to the left of the red square is",
     "the square above the blue square is",
 ]
-DUAL = {"image_positions": "shared", "image_attention": "self"}
 
 
 def save(vlm, folder):
@@ -41,12 +40,12 @@ def canvas(vlm, seed=0, count=1):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return save(tiny("reference", dual=DUAL), tmp_path_factory.mktemp("models") / "small")
+    return save(tiny("reference", dual=BLIND), tmp_path_factory.mktemp("models") / "small")
 
 
 def test_a_saved_model_answers_like_the_one_in_memory(folder):
-    vlm, loaded = tiny("reference", dual=DUAL), load(folder)
-    assert loaded.family.name == "reference" and loaded.language.special == DUAL
+    vlm, loaded = tiny("reference", dual=BLIND), load(folder)
+    assert loaded.family.name == "reference" and loaded.language.special == BLIND
     assert (loaded.grid.side, loaded.grid.pixels) == (6, 4)
     assert loaded.dtype == torch.float32
     with torch.no_grad():
@@ -158,7 +157,7 @@ def test_a_template_without_system_role():
 
 def test_the_blind_backbone_cannot_tell_where_image_tokens_stand():
     """Shared position and no attention among image tokens: their order changes nothing at all."""
-    for dual, blind in ((DUAL, True), (None, False)):
+    for dual, blind in ((BLIND, True), (None, False)):
         vlm = tiny("reference", dual=dual)
         tokens = vlm.encode(canvas(vlm, count=2))
         shuffled = tokens[:, torch.randperm(36, generator=torch.Generator().manual_seed(0))]
@@ -169,7 +168,7 @@ def test_the_blind_backbone_cannot_tell_where_image_tokens_stand():
 
 @pytest.mark.parametrize("attn", ["sdpa", "eager"])
 def test_the_blind_backbone_equals_transformers_given_the_same_mask(attn):
-    vlm = tiny("reference", attn, dual=DUAL)
+    vlm = tiny("reference", attn, dual=BLIND)
     prompt, tokens = vlm.tokens(QUESTIONS[:1]), vlm.encode(canvas(vlm))
     length, image = prompt.length, prompt.image[0]
     mask = torch.full((length, length), torch.finfo(torch.float32).min).triu(1)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny import tiny
+from tiny import BLIND, tiny
 
 from lib.analysis import effects, interchange, studies
 from lib.artifact import ledger
@@ -14,29 +14,6 @@ from lib.patching.edits import Interchange, swap
 from lib.patching.sweep import token_sweep
 from lib.stimuli import pairs, token_sets
 from lib.stimuli.token_sets import strip_tokens
-
-BLIND = {"image_positions": "shared", "image_attention": "self"}
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny("reference")
-
-
-@pytest.fixture(scope="module")
-def small(model):
-    return studies.study(model, pairs.mirrored_pairs("squares", model.grid, n=2))
-
-
-@pytest.fixture(scope="module")
-def reference():
-    return vlm.load("reference")
-
-
-@pytest.fixture(scope="module")
-def trained(reference):
-    return studies.study(reference, pairs.mirrored_pairs("squares", reference.grid, n=3))
-
 
 # --- regions and slots ----------------------------------------------------------------------------------------
 
@@ -117,7 +94,7 @@ def test_shares_of_the_reference_model_with_one_part_blinded(blinded, share):
     """Blind to places in one part, a trained model can have order from the other part only - and the share shows it."""
     model = vlm.load("reference")
     if blinded == "backbone":
-        model.special = BLIND
+        model.language.special = BLIND
     else:
         blind_encoder(model)
     study = studies.study(model, pairs.mirrored_pairs("squares", model.grid, n=3))

@@ -1,16 +1,9 @@
 """Attention knock-out on the embedded model."""
 
-import pytest
 
 from lib.analysis import knockout, studies
-from lib.engine import vlm
 from lib.patching import sweep
 from lib.stimuli import pairs
-
-
-@pytest.fixture(scope="module")
-def reference():
-    return vlm.load("reference", device="cpu")
 
 
 def test_the_last_token_reads_the_target(reference):

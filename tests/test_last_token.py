@@ -5,7 +5,6 @@ import pandas as pd
 import pytest
 
 from lib.analysis import last_token, studies
-from lib.engine import vlm
 from lib.patching.sweep import last_token_sweep
 from lib.stimuli import pairs
 
@@ -62,11 +61,6 @@ def test_an_attribute_that_never_comes_has_no_slot():
 
 
 # --- controls -------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def reference():
-    return vlm.load("reference", device="cpu")
 
 
 def test_the_empty_picture_leaves_the_words_only(reference):

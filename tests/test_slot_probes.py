@@ -9,7 +9,6 @@ import torch
 
 from lib.analysis import slot_probes
 from lib.analysis.probes import ObjectTokens
-from lib.engine import vlm
 
 # --- planted codes --------------------------------------------------------------------------------------------
 
@@ -102,11 +101,6 @@ def test_relations_say_who_is_first():
 
 
 # --- on the embedded model ------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def reference():
-    return vlm.load("reference", device="cpu")
 
 
 def test_lines_are_all_orders_of_their_sets_and_slot_zero_is_the_embedding(reference):

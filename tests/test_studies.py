@@ -3,21 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from tiny import tiny
 
 from lib.analysis import ablation, interchange, knockout, studies
 from lib.errors import UserError
 from lib.stimuli import pairs
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny("reference")
-
-
-@pytest.fixture(scope="module")
-def small(model):
-    return studies.study(model, pairs.mirrored_pairs("squares", model.grid, n=2))
 
 
 def test_lines_that_are_shifted_are_refused(model):

@@ -228,6 +228,10 @@ def _processor(name: str):
 PIXELS = {"qwen2-vl": 8, "qwen2.5-vl": 8, "gemma-3": 16, "internvl3": 8, "smolvlm": 12, "idefics3": 12}
 
 
+# what a model carries whose backbone is blind to where image tokens stand (`vision_only`)
+BLIND = {"image_positions": "shared", "image_attention": "self"}
+
+
 def tiny(name: str, attn: str = "sdpa", seed: int = 0, dual: dict | None = None) -> VLM:
     """A tiny random model of a family; `dual` is what a calibration model carries as `dual_mechanisms`."""
     words = tokenizer(name)

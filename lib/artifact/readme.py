@@ -22,6 +22,11 @@ def checksums() -> str:
     return "\n".join(["| file | bytes | SHA-256 |", "|---|---|---|", *lines]) + "\n"
 
 
+def by_claim() -> list[tuple[str, ledger.Measure]]:
+    """The metrics and what they measure, in the order of the claims."""
+    return sorted(ledger.MEASURES.items(), key=lambda item: item[1].claim)
+
+
 def claims() -> str:
     """The published ledgers in short: one line per metric, the settings of each model side by side."""
     rows = {name: ledger.load(name) for name in COMPARED if name in record.models()}
@@ -29,7 +34,7 @@ def claims() -> str:
         f"| claim | measured | paper | {' | '.join(f'`{name}`' for name in rows)} |",
         "|---|---|---|" + "---|" * len(rows),
     ]
-    for metric, measure in sorted(ledger.MEASURES.items(), key=lambda item: item[1].claim):
+    for metric, measure in by_claim():
         cells = [in_short([row for row in own if row["metric"] == metric]) for own in rows.values()]
         if any(cells):
             description = f"{measure.description} (above {measure.threshold:g})"
@@ -56,7 +61,7 @@ def over_seeds() -> str:
     said = seeds.agreed(table).set_index(["recipe", "metric", "setting"])["verdict"]
     lines = [f"| claim | metric | {' | '.join(f'`{name}`' for name in seeds.OVER_SEEDS)} |"]
     lines.append("|---|---|" + "---|" * len(seeds.OVER_SEEDS))
-    for metric, measure in sorted(ledger.MEASURES.items(), key=lambda item: item[1].claim):
+    for metric, measure in by_claim():
         cells = []
         for recipe in seeds.OVER_SEEDS:
             own = table[(table["recipe"] == recipe) & (table["metric"] == metric)]

@@ -33,8 +33,8 @@ def copies() -> list[Path]:
 
 def runs() -> list[tuple[str, str]]:
     """(notebook, model) of every run that left a copy or a stamp."""
-    files = [*places.outputs().glob("*/runs/*.json"), *copies()]
-    return sorted({(path.stem, path.parents[1].name) for path in files})
+    found = [*places.outputs().glob("*/runs/*.json"), *copies()]
+    return sorted({(path.stem, path.parents[1].name) for path in found})
 
 
 def results() -> list[Path]:
@@ -108,8 +108,9 @@ def complaints(notebooks: list[Notebook], models_folder: Path) -> list[str]:
     """Everything in outputs/ that does not belong to the present code and to the rest of outputs/, one line each."""
     by_name = {notebook.name: notebook for notebook in notebooks}
     found = [f"{show(run_files(*run)[0])}: {why}" for run in runs() if (why := stale_run(*run, by_name, models_folder))]
+    code = {name: code_digest(notebook) for name, notebook in by_name.items()}
     for result in results():
-        found += stale_result(result, by_name)
+        found += stale_result(result, by_name, code)
     for model in models():
         found += [f"{show(picture)}: it has no numbers beside it" for picture in figures(model)
                   if not picture.with_suffix(".csv").is_file()]  # fmt: skip
@@ -130,14 +131,17 @@ def stale_run(name: str, model: str, by_name: dict[str, Notebook], models_folder
     return why_stale(*run_files(name, model), wanted)
 
 
-def stale_result(result: Path, by_name: dict[str, Notebook]) -> list[str]:
-    """A result is as its provenance says, the provenance is of this code, and the notebook named there writes it."""
+def stale_result(result: Path, by_name: dict[str, Notebook], code: dict[str, str]) -> list[str]:
+    """A result is as its provenance says, the provenance is of this code, and the notebook named there writes it.
+
+    code: the digest of each notebook's code.
+    """
     try:
         note = storage.read_provenance(result)
     except UserError as error:
         return [str(error)]
     name = note.get("notebook")
-    wanted = code_digest(by_name[name]) if name in by_name else storage.lib_digest()
+    wanted = code[name] if name in code else storage.lib_digest()
     found = [] if note.get("lib") == wanted else [f"{show(result)}: lib changed since"]
     for kind, digest in note.get("pictures", {}).items():
         picture = result.with_suffix(f".{kind}")

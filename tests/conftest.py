@@ -1,0 +1,28 @@
+"""Models and pairs that several test files share; made once for each file that asks for them."""
+
+import pytest
+from tiny import tiny
+
+from lib.analysis import studies
+from lib.engine import vlm
+from lib.stimuli import pairs
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny("reference")
+
+
+@pytest.fixture(scope="module")
+def small(model):
+    return studies.study(model, pairs.mirrored_pairs("squares", model.grid, n=2))
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return vlm.load("reference", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def trained(reference):
+    return studies.study(reference, pairs.mirrored_pairs("squares", reference.grid, n=3))
