@@ -2,6 +2,7 @@
 
 A *lesson* is one scene with many short texts about it, each a block of its own: the block sees the picture and itself
 only, so no block can be answered from another. Texts are pairs (prompt, continuation); only the continuation is scored.
+Questions about neighbours are drawn so that no shortcut answers them (lib/reference/shortcuts.py).
 """
 
 from __future__ import annotations
@@ -10,96 +11,42 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lib.reference import shortcuts
 from lib.reference.language import COLUMNS, EXTREMES, FURNITURE, GRID, ORDINALS, ROWS
-from lib.stimuli import scenes
-from lib.stimuli.questions import DIRECTIONS, OPPOSITE, ORIENTATION, held_out_triples, neighbour_question, side_question
-from lib.stimuli.scenes import Entity, Placement, Scene
+from lib.reference.shortcuts import Asked
+from lib.stimuli import facts, layouts, scenes
+from lib.stimuli.facts import NOTHING
+from lib.stimuli.questions import DIRECTIONS, OPPOSITE, ORIENTATION, neighbour_question, side_question
+from lib.stimuli.scenes import Placement, Scene
 
 COLOURS = scenes.palette(GRID)
 KINDS = ("squares", "shapes", "objects")
-MARGIN = 0.08 * GRID.canvas  # two centres nearer than this along an axis are "level"
+MARGIN = layouts.LEVEL * GRID.canvas
 
 Text = tuple[str, str]
 
 
 @dataclass(frozen=True)
 class Lesson:
+    """texts: questions first, so that a lesson short of room drops none of them. asked: those about neighbours."""
+
     scene: Scene
     texts: tuple[Text, ...]
+    asked: tuple[Asked, ...] = ()
+    kind: str = "objects"
 
 
 # --- scenes ----------------------------------------------------------------------------------------------------------
 
-
-def random_entities(rng: np.random.Generator, kind: str, n: int) -> list[Entity]:
-    """n entities of one kind, different in colour (shapes) or in noun (objects)."""
-    if kind == "objects":
-        return [Entity(str(name)) for name in rng.choice(scenes.OBJECT_NAMES, n, replace=False)]
-    colours = rng.choice(COLOURS, n, replace=False)
-    if kind == "squares":
-        return [Entity("square", str(colour)) for colour in colours]
-    if rng.uniform() < 0.4:  # the fixed pairing of shape and colour of the paper's Shapes setting
-        fixed = scenes.entities("shapes", GRID)
-        return [fixed[k] for k in rng.choice(len(fixed), n, replace=False)]
-    return [Entity(str(rng.choice(scenes.SHAPES)), str(colour)) for colour in colours]
-
-
-def is_held_out(kind: str, line: list[Entity]) -> bool:
-    """Whether three entities next to each other in this line form a triple kept for evaluation."""
-    return any(tuple(line[k : k + 3]) in held_out_triples(kind, GRID) for k in range(len(line) - 2))
-
-
-def line(rng: np.random.Generator, kind: str, sizes: tuple[int, ...] = (2, 3)) -> Scene:
-    """A row or column anywhere on the canvas, on whole tokens, never the centred line of the evaluation."""
-    while True:
-        n, gap = int(rng.choice(sizes)), int(rng.integers(1, 4))
-        length = n * GRID.entity + (n - 1) * gap
-        if length > GRID.side:
-            continue
-        members = random_entities(rng, kind, n)
-        along, across = rng.integers(0, GRID.side - length + 1), rng.integers(0, GRID.side - GRID.entity + 1)
-        evaluated = n == 3 and gap == GRID.gap and along == GRID.starts[0] and across == GRID.across
-        if is_held_out(kind, members) or evaluated:
-            continue
-        horizontal = rng.uniform() < 0.5
-        places = [(across, along + k * (GRID.entity + gap)) for k in range(n)]
-        places = places if horizontal else [(column, row) for row, column in places]
-        boxes = [scenes.token_box(int(r), int(c), GRID.entity, GRID) for r, c in places]
-        return Scene(GRID.canvas, tuple(Placement(e, b) for e, b in zip(members, boxes, strict=True)))
-
-
-def free(rng: np.random.Generator, kind: str, on_grid: bool = True) -> Scene:
-    """Two to five entities anywhere without overlap; on whole tokens and of one size, or off the grid in many sizes."""
-    placements: list[Placement] = []
-    for entity in random_entities(rng, kind, int(rng.integers(2, 6))):
-        for _ in range(50):
-            if on_grid:
-                row, column = rng.integers(0, GRID.side - GRID.entity + 1, 2)
-                box = scenes.token_box(int(row), int(column), GRID.entity, GRID)
-            else:
-                side = rng.uniform(1.4, 3.2) * GRID.pixels
-                x, y = rng.uniform(0, GRID.canvas - side, 2)
-                box = (x, y, x + side, y + side)
-            if all(scenes.overlap(box, other.box) == 0 for other in placements):
-                placements.append(Placement(entity, box))
-                break
-    return Scene(GRID.canvas, tuple(placements))
-
-
-def lattice(rng: np.random.Generator, kind: str) -> Scene:
-    """A 2x2 lattice, or a 3x3 one with up to six of its places filled."""
-    if rng.uniform() < 0.5:
-        members = random_entities(rng, kind, 4)
-        return scenes.lattice_scene((tuple(members[:2]), tuple(members[2:])), GRID)
-    members = random_entities(rng, kind, 6)
-    spots = rng.choice(9, 6, replace=False)
-    first, step = GRID.starts[0], GRID.entity + GRID.gap
-    boxes = [scenes.token_box(first + int(s // 3) * step, first + int(s % 3) * step, GRID.entity, GRID) for s in spots]
-    grid = Scene(GRID.canvas, tuple(Placement(e, b) for e, b in zip(members, boxes, strict=True)))
-    by_spot = dict(zip(spots.tolist(), members, strict=True))
-    lines = [[by_spot.get(r * 3 + c) for c in range(3)] for r in range(3)]
-    lines += [[by_spot.get(r * 3 + c) for r in range(3)] for c in range(3)]
-    return lattice(rng, kind) if any(None not in each and is_held_out(kind, each) for each in lines) else grid
+LINES = ((2, 3, 4, 5), (0.06, 0.38, 0.31, 0.25))  # how long a line is, how often
+LAYOUTS = ("line", "distractors", "free", "off_grid", "lattice", "photograph", "natural")
+UNTIL = (0.2, 0.4, 0.6)  # progress at which the next row of weights begins
+WEIGHTS = (
+    (0.50, 0.40, 0.10, 0.00, 0.00, 0.00, 0.00),
+    (0.30, 0.35, 0.15, 0.04, 0.10, 0.06, 0.00),
+    (0.22, 0.31, 0.16, 0.06, 0.12, 0.13, 0.00),
+    (0.20, 0.30, 0.14, 0.06, 0.10, 0.12, 0.08),
+)
 
 
 def on_photograph(rng: np.random.Generator, scene: Scene) -> Scene:
@@ -107,65 +54,56 @@ def on_photograph(rng: np.random.Generator, scene: Scene) -> Scene:
     return Scene(scene.canvas, scene.placements, scenes.random_backdrop(rng, scenes.TRAINING_PHOTOGRAPHS))
 
 
-def random_scene(rng: np.random.Generator, progress: float) -> tuple[str, Scene]:
-    """A scene of the curriculum: first rows and columns, then free layouts, lattices, photographs, natural scenes."""
-    kind = str(rng.choice(KINDS, p=(0.3, 0.3, 0.4)))
-    stage = int(np.searchsorted((0.25, 0.45, 0.65), progress, side="right"))
-    layouts = ("line", "line4", "free", "off_grid", "lattice", "photograph", "natural")
-    weights = (
-        (0.80, 0.00, 0.20, 0.00, 0.00, 0.00, 0.00),
-        (0.55, 0.10, 0.20, 0.05, 0.10, 0.00, 0.00),
-        (0.45, 0.05, 0.15, 0.10, 0.10, 0.15, 0.00),
-        (0.45, 0.05, 0.10, 0.08, 0.07, 0.15, 0.10),
-    )[stage]
-    match str(rng.choice(layouts, p=weights)):
-        case "line":
-            return kind, line(rng, kind)
-        case "line4":
-            return kind, line(rng, kind, (3, 4))
-        case "free":
-            return kind, free(rng, kind)
-        case "off_grid":
-            return kind, free(rng, kind, on_grid=False)
+def plain_scene(rng: np.random.Generator, kind: str, layout: str, n: int) -> Scene:
+    """A scene on white. n: how long a line is."""
+    match layout:
+        case "line" | "distractors":
+            return layouts.trained_line(rng, kind, GRID, (n,), int(rng.integers(2, 4)) * (layout == "distractors"))
         case "lattice":
-            return kind, lattice(rng, kind)
-        case "photograph":
-            return kind, on_photograph(
-                rng, line(rng, kind) if rng.uniform() < 0.7 else free(rng, kind, rng.uniform() < 0.5)
-            )
-    return "objects", scenes.natural_scene(rng, GRID.canvas, scenes.TRAINING_PHOTOGRAPHS)
+            return layouts.trained_lattice(rng, kind, GRID)
+    return layouts.free(rng, kind, GRID, on_grid=layout == "free")
+
+
+def random_layout(rng: np.random.Generator, progress: float, white: bool = False) -> str:
+    """A layout of the curriculum: first lines and free layouts, then lattices, photographs, natural scenes."""
+    weights = np.array(WEIGHTS[int(np.searchsorted(UNTIL, progress, side="right"))])
+    if white:
+        weights *= [layout in ("line", "distractors", "free", "lattice") for layout in LAYOUTS]
+    return str(rng.choice(LAYOUTS, p=weights / weights.sum()))
+
+
+def random_scene(rng: np.random.Generator, layout: str, n: int) -> tuple[str, Scene]:
+    """A scene of a layout (lines of n), with its kind."""
+    kind = str(rng.choice(KINDS, p=(0.3, 0.3, 0.4)))
+    if layout == "natural":
+        return "objects", scenes.natural_scene(rng, GRID.canvas, scenes.TRAINING_PHOTOGRAPHS)
+    if layout == "photograph":
+        below = str(rng.choice(LAYOUTS[:4], p=(0.3, 0.35, 0.2, 0.15)))
+        return kind, on_photograph(rng, plain_scene(rng, kind, below, n))
+    return kind, plain_scene(rng, kind, layout, n)
+
+
+TRIES = 4  # scenes of one layout among which the one with the most questions is taken
+
+
+def asked_scene(
+    rng: np.random.Generator, progress: float, contested: bool, most: int, white: bool = False
+) -> tuple[str, Scene, list[Asked]]:
+    """Kind, scene and up to so many questions. contested: contested questions alone, and at least one; white: on white
+    and on whole tokens only."""
+    weights = shortcuts.CONTESTED if contested else shortcuts.ALL
+    while True:
+        layout, n, found = random_layout(rng, progress, white), int(rng.choice(LINES[0], p=LINES[1])), []
+        for _ in range(TRIES):
+            kind, scene = random_scene(rng, layout, n)
+            asked = shortcuts.questions_about(scene, contested)
+            found.append((kind, scene, shortcuts.draw(rng, asked, most, weights)))
+        best = max(found, key=lambda each: len(each[2]))
+        if best[2] or not contested:
+            return best
 
 
 # --- texts -----------------------------------------------------------------------------------------------------------
-
-
-def offset(a: Placement, b: Placement) -> tuple[float, float]:
-    """Where a's centre is, seen from b's: (right, down) in pixels."""
-    return a.centre[0] - b.centre[0], a.centre[1] - b.centre[1]
-
-
-def signs(a: Placement, b: Placement) -> tuple[str, str]:
-    """Where a is, seen from b, along the two axes: (left, level or right) and (above, level or below)."""
-    dx, dy = offset(a, b)
-    across = "level" if abs(dx) < MARGIN else "left" if dx < 0 else "right"
-    along = "level" if abs(dy) < MARGIN else "above" if dy < 0 else "below"
-    return across, along
-
-
-def distance_towards(direction: str, a: Placement, b: Placement) -> float | None:
-    """Distance of a from b if a lies in b's quarter of that direction, else None."""
-    dx, dy = offset(a, b)
-    ahead, aside = {"left": (-dx, dy), "right": (dx, dy), "above": (-dy, dx), "below": (dy, dx)}[direction]
-    return ahead + 0.01 * abs(aside) if ahead > MARGIN and ahead > 1.2 * abs(aside) else None
-
-
-def neighbour(direction: str, reference: Placement, placements: tuple[Placement, ...]) -> Placement | None:
-    """The one nearest placement in that direction, None where there is none or the nearest is not clearly so."""
-    found = [(distance_towards(direction, p, reference), p) for p in placements if p is not reference]
-    found = sorted(((d, p) for d, p in found if d is not None), key=lambda pair: pair[0])
-    if not found or (len(found) > 1 and found[1][0] < 1.3 * found[0][0]):
-        return None
-    return found[0][1]
 
 
 def token_place(placement: Placement) -> tuple[int, int]:
@@ -182,7 +120,7 @@ def place_text(placement: Placement) -> Text:
 
 
 def pair_text(a: Placement, b: Placement) -> Text:
-    across, along = signs(a, b)
+    across, along = layouts.signs(a, b, GRID.canvas)
     return f"{a.entity} from {b.entity} :", f"{across} {along}"
 
 
@@ -198,31 +136,23 @@ def extreme_texts(placements: tuple[Placement, ...]) -> list[Text]:
     return texts
 
 
-def neighbour_texts(kind: str, placements: tuple[Placement, ...], contested: bool = False) -> list[Text]:
-    """The paper's questions for every reference and direction that has one clear answer.
-
-    contested: only where something stands on the opposite side, too, so that "what is next to it" is not enough.
-    """
-    texts = []
-    for reference in placements:
-        for direction in DIRECTIONS:
-            target = neighbour(direction, reference, placements)
-            if target is not None and (not contested or neighbour(OPPOSITE[direction], reference, placements)):
-                texts.append(
-                    (neighbour_question(kind, direction, reference.entity) + " <assistant>", target.entity.name)
-                )
-    return texts
+def question_text(kind: str, direction: str, reference: Placement, answer: str) -> Text:
+    """The paper's question."""
+    return neighbour_question(kind, direction, reference.entity) + " <assistant>", answer
 
 
-def short_neighbour_texts(placements: tuple[Placement, ...]) -> list[Text]:
-    """The same relation in few words: what is next in a direction."""
-    texts = []
-    for reference in placements:
-        for direction in DIRECTIONS:
-            target = neighbour(direction, reference, placements)
-            if target is not None:
-                texts.append((f"{direction} of {reference.entity} :", str(target.entity)))
-    return texts
+def short_text(direction: str, reference: Placement, answer: str) -> Text:
+    """The same relation in few words."""
+    return f"{direction} of {reference.entity} :", answer
+
+
+def nothing_texts(rng: np.random.Generator, kind: str, scene: Scene, short: bool) -> list[Text]:
+    """One question where there is nothing in the direction asked for, if the scene has such."""
+    found = layouts.unanswerable(scene)
+    if not found:
+        return []
+    direction, reference = found[int(rng.integers(len(found)))]
+    return [short_text(direction, reference, NOTHING) if short else question_text(kind, direction, reference, NOTHING)]
 
 
 def side_texts(rng: np.random.Generator, placements: tuple[Placement, ...]) -> list[Text]:
@@ -230,7 +160,7 @@ def side_texts(rng: np.random.Generator, placements: tuple[Placement, ...]) -> l
     texts = []
     for a in placements:
         for b in placements:
-            for sign in signs(a, b) if a is not b else ():
+            for sign in layouts.signs(a, b, GRID.canvas) if a is not b else ():
                 if sign != "level":
                     options = (sign, OPPOSITE[sign]) if rng.uniform() < 0.5 else (OPPOSITE[sign], sign)
                     form = "reference_point" if rng.uniform() < 0.8 else "is_the"
@@ -238,27 +168,76 @@ def side_texts(rng: np.random.Generator, placements: tuple[Placement, ...]) -> l
     return texts
 
 
+def fact_texts(rng: np.random.Generator, scene: Scene) -> list[Text]:
+    """Questions that are not about space."""
+    return [(f"{fact.question} <assistant>", fact.answer) for fact in facts.facts(rng, scene, GRID)]
+
+
 def some(rng: np.random.Generator, texts: list[Text], n: int) -> list[Text]:
     return [texts[k] for k in rng.permutation(len(texts))[:n]]
 
 
-def lesson(
-    rng: np.random.Generator, progress: float, captions_only: bool = False, contested: bool = False
-) -> Lesson:
-    """One scene and about a dozen texts: places, pairs, extremes, neighbours and - unless captions only - questions.
+# --- lessons ---------------------------------------------------------------------------------------------------------
 
-    contested: four questions about neighbours instead of two, all contested, where the scene has such.
-    """
-    kind, scene = random_scene(rng, progress)
-    placed = scene.placements
+NO_NOTHING = 0.4  # progress before which no question without an answer is asked
+
+
+def descriptions(rng: np.random.Generator, placed: tuple[Placement, ...], counts: tuple[int, int, int]) -> list[Text]:
+    """So many texts about places, pairs and extremes."""
     pairs = [pair_text(a, b) for a in placed for b in placed if a is not b]
-    texts = some(rng, [place_text(p) for p in placed], 4) + some(rng, pairs, 3) + some(rng, extreme_texts(placed), 2)
-    texts += some(rng, short_neighbour_texts(placed), 4 if captions_only else 2)
-    if not captions_only:
-        texts += some(rng, neighbour_texts(kind, placed, contested), 4 if contested else 2)
-        # COCO's forms are long: rare at first, and what naturalistic scenes are mostly asked
-        texts += some(rng, side_texts(rng, placed), 2 if scene.finish else int(rng.uniform() < 0.3))
-    return Lesson(scene, tuple(some(rng, texts, len(texts))))
+    texts = (([place_text(p) for p in placed], counts[0]), (pairs, counts[1]), (extreme_texts(placed), counts[2]))
+    return [text for found, n in texts for text in some(rng, found, n)]
+
+
+def asked_texts(kind: str, asked: list[Asked], short: bool) -> list[Text]:
+    if short:
+        return [short_text(a.direction, a.reference, str(a.target.entity)) for a in asked]
+    return [question_text(kind, a.direction, a.reference, a.target.entity.name) for a in asked]
+
+
+def captions(
+    rng: np.random.Generator, kind: str, scene: Scene, asked: list[Asked], progress: float, places: bool
+) -> list[Text]:
+    """What an encoder is pre-trained on: neighbours in short form, rows and columns (if `places`), pairs, extremes."""
+    texts = asked_texts(kind, asked, short=True)
+    if progress > NO_NOTHING and rng.uniform() < 0.3:
+        texts += nothing_texts(rng, kind, scene, short=True)
+    return texts + descriptions(rng, scene.placements, (4 * places, 4, 2))
+
+
+def instructions(
+    rng: np.random.Generator, kind: str, scene: Scene, asked: list[Asked], progress: float, contested: bool
+) -> list[Text]:
+    """Questions: neighbours, and what is not about space; some descriptions beside them.
+
+    contested: no question without an answer, none that is not about space.
+    """
+    texts = asked_texts(kind, asked, short=False)
+    if not contested:
+        if progress > NO_NOTHING and rng.uniform() < 0.25:
+            texts += nothing_texts(rng, kind, scene, short=False)
+        texts += some(rng, fact_texts(rng, scene), 1)
+    # COCO's forms are long: rare at first, and what naturalistic scenes are mostly asked
+    texts += some(rng, side_texts(rng, scene.placements), 2 if scene.finish else int(rng.uniform() < 0.25))
+    again = [asked[k] for k in rng.permutation(len(asked))[:2]]
+    return texts + asked_texts(kind, again, short=True) + descriptions(rng, scene.placements, (2, 2, 1))
+
+
+def lesson(
+    rng: np.random.Generator,
+    progress: float,
+    captions_only: bool = False,
+    contested: bool = False,
+    white: bool = False,
+    places: bool = True,
+) -> Lesson:
+    """One scene and a dozen texts or so. progress: 0..1. contested, white: see `asked_scene`; places: `captions`."""
+    kind, scene, asked = asked_scene(rng, progress, contested, 6 if captions_only else 4, white)
+    if captions_only:
+        texts = captions(rng, kind, scene, asked, progress, places)
+    else:
+        texts = instructions(rng, kind, scene, asked, progress, contested)
+    return Lesson(scene, tuple(texts), tuple(asked), kind)
 
 
 # --- text alone ------------------------------------------------------------------------------------------------------
@@ -283,9 +262,10 @@ def list_texts(rng: np.random.Generator, names: list[str]) -> list[Text]:
 def text_lesson(rng: np.random.Generator) -> tuple[str, tuple[Text, ...]]:
     """For text-only pre-training: a described scene (or a list) as context, and texts about it."""
     if rng.uniform() < 0.25:
-        names = [str(e) for e in random_entities(rng, str(rng.choice(KINDS)), int(rng.integers(2, 5)))]
+        kind, n = str(rng.choice(KINDS)), int(rng.integers(2, 5))
+        names = [str(e) for e in layouts.random_entities(rng, kind, n, GRID)]
         return "list : " + " , ".join(names) + " .", tuple(list_texts(rng, names))
-    learned = lesson(rng, float(rng.uniform(0, 0.65)))
+    learned = lesson(rng, float(rng.uniform(0, 0.6)))
     words = [*FURNITURE, *scenes.OBJECT_NAMES]
     chatter = (f"the {rng.choice(words)} is in the", "picture .")
     return described(rng, learned.scene.placements), (*learned.texts, chatter)

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.models.llava.processing_llava import LlavaProcessor
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from lib.stimuli import questions
+from lib.stimuli import facts, questions
 from lib.stimuli.grids import GRIDS
 from lib.stimuli.scenes import COLOURS, OBJECT_NAMES, SHAPES, Entity
 
@@ -56,6 +56,8 @@ def vocabulary() -> list[str]:
     for form in ("reference_point", "is_the"):
         for options in (("left", "right"), ("above", "below")):
             texts.append(questions.side_question(str(shape), str(other), options, form))
+    texts += [facts.colour_question("star"), facts.shape_question("red"), facts.presence_question(other)]
+    texts += [facts.NUMBER_QUESTION, facts.NOTHING, *facts.NUMBERS]
     words = {word for text in texts for word in re.findall(_WORD, text.lower())}
     words |= {*COLOURS, *SHAPES, *OBJECT_NAMES, *ROWS, *COLUMNS, *SIGNS, *EXTREMES.values(), *ORDINALS, *FURNITURE}
     words |= {"yes", "no", "and", "in", "with", "there", ",", ":", ".", "?"}

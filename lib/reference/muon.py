@@ -36,11 +36,12 @@ class Muon(torch.optim.Optimizer):
                 if p.grad is not None:
                     same_shape[p.flatten(1).shape].append(p)
             for (rows, columns), params in same_shape.items():
-                updates = []
-                for p in params:
-                    buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                    buffer.lerp_(p.grad, 1 - group["momentum"])
-                    updates.append(p.grad.lerp(buffer, group["momentum"]).flatten(1))
+                grads = [p.grad for p in params]
+                buffers = [self.state[p].setdefault("momentum", torch.zeros_like(p)) for p in params]
+                torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
+                updates = torch._foreach_lerp(grads, buffers, group["momentum"])
+                changes = orthogonalised(torch.stack([update.flatten(1) for update in updates]))
                 scale = group["lr"] * max(1.0, rows / columns) ** 0.5
-                for p, update in zip(params, orthogonalised(torch.stack(updates)), strict=True):
-                    p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update.view_as(p), alpha=-scale)
+                torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+                changes = [change.view_as(p) for p, change in zip(params, changes, strict=True)]
+                torch._foreach_add_(params, changes, alpha=-scale)

@@ -148,7 +148,11 @@ def card(recipe_name: str, model: vlm.VLM, table: pd.DataFrame, preset: str, see
     wide = wide[list(questions.DIRECTIONS)].reset_index()
     size = train.models.SIZES[preset]
     count = sum(p.numel() for p in model.model.parameters())
-    use = SCRIPT.format(name=name) if recipe_name != "vision_only" else 'Load it with `lib.engine.vlm.load("vision_only")`.\n'
+    use = (
+        SCRIPT.format(name=name)
+        if recipe_name != "vision_only"
+        else 'Load it with `lib.engine.vlm.load("vision_only")`.\n'
+    )
     return f"""---
 license: mit
 library_name: transformers

@@ -1,0 +1,92 @@
+"""How each embedded model is trained: its architecture, its stages, what is trained in each, rates and steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+ALL = ("encoder", "projector", "backbone")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """task: "neighbours" (dense supervision of an encoder, lib/reference/dense.py), "captions" (a decoder over a set of
+    image tokens), "text" (no pictures) or "questions" (texts about a picture, told by the backbone).
+
+    course: of lib/reference/courses.py. trained: which of encoder, projector, backbone change. rate: multiplies Muon's
+    .02 and AdamW's .002. patch_rate: of the patch embedding, times `rate`; at 1, end to end, its norm grew to 16 times
+    that of the position embeddings within 800 steps and place did not get into the image tokens. batch: lessons per
+    step. first, last: from where to where (0..1) the stage goes through its course.
+    """
+
+    name: str
+    task: str
+    course: str
+    steps: int
+    trained: tuple[str, ...]
+    rate: float = 1.0
+    patch_rate: float = 0.1
+    batch: int = 64
+    first: float = 0.0
+    last: float = 1.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """architecture, planted, places: see `architectures.build`."""
+
+    stages: tuple[Stage, ...]
+    architecture: str = "siglip_llama"
+    planted: str | None = None
+    places: str = "random"
+
+
+CAPTIONS = (Stage("encoder", "captions", "captions", 1600, ("encoder",), patch_rate=1.0),)
+
+# An encoder with rotary positions is nearly blind to where a lone thing stands, so captions of rows and columns cannot
+# teach it; relations can, and they come once neighbours are known.
+NEIGHBOURS_FIRST = (
+    Stage("neighbours", "neighbours", "relations", 400, ("encoder",), patch_rate=1.0),
+    Stage("relations", "captions", "relations", 600, ("encoder",), rate=0.7, patch_rate=1.0),
+    Stage("encoder", "captions", "captions", 800, ("encoder",), rate=0.5, patch_rate=1.0),
+)
+
+
+def staged(encoder: tuple[Stage, ...]) -> tuple[Stage, ...]:
+    """An encoder that was trained before, frozen; a backbone that learned language before; then both joined."""
+    rest = ("projector", "backbone")
+    return (
+        *encoder,
+        Stage("language", "text", "text", 500, ("backbone",)),
+        Stage("projector", "questions", "captions", 120, ("projector",), first=0.6),
+        Stage("contested", "questions", "contested", 600, rest, rate=0.7),
+        Stage("all", "questions", "questions", 900, rest, rate=0.6, batch=32),
+    )
+
+
+def end_to_end(contested: int = 700, rest: int = 2000, white: bool = False) -> tuple[Stage, ...]:
+    """Everything from scratch on questions; contested ones first, without which nothing but places was learned."""
+    end = "_white" if white else ""
+    return (
+        Stage("contested", "questions", f"contested{end}", contested, ALL),
+        Stage("all", "questions", f"questions{end}", rest, ALL, rate=0.7),
+    )
+
+
+RECIPES = {
+    # a pre-trained encoder, frozen: what published checkpoints resemble
+    "reference": Recipe(staged(CAPTIONS)),
+    "qwen_style": Recipe(staged(NEIGHBOURS_FIRST), "qwen_style"),
+    "gemma_style": Recipe(staged(CAPTIONS), "gemma_style", places="waves"),
+    "pixtral_style": Recipe(staged(NEIGHBOURS_FIRST), "pixtral_style"),
+    # everything at once
+    "joint": Recipe(end_to_end(), places="waves"),
+    "qwen_joint": Recipe(end_to_end(700, 1000), "qwen_style"),
+    "gemma_joint": Recipe(end_to_end(700, 1000), "gemma_style", places="waves"),
+    "pixtral_joint": Recipe(end_to_end(700, 1000), "pixtral_style"),
+    # mechanisms known by construction
+    "vision_only": Recipe(end_to_end(700, 2400), planted="vision_only", places="waves"),
+    "backbone_only": Recipe(end_to_end(500, 900), planted="backbone_only"),
+    "split": Recipe(end_to_end(700, 2600), planted="split", places="waves"),
+    "redundant": Recipe(end_to_end(700, 2800), planted="redundant", places="waves"),
+    "strip_code": Recipe(end_to_end(900, 1800, white=True), planted="strip_code", places="waves"),
+}
