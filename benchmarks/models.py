@@ -86,9 +86,10 @@ def _parts(name: str, kind: str, image: int, layers: int | None, encoder: int | 
         vision = SIGLIP_SO400M | {"num_hidden_layers": encoder or 27}
         config = tf.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=256, image_token_id=image)
         return tf.Gemma3ForConditionalGeneration, config, tf.Gemma3ImageProcessorPil()
-    from lib.reference.models import SIZES, configuration
+    from lib.reference.architectures import ARCHITECTURES, SIZES
 
-    config = configuration(SIZES["cpu"])
+    record = ARCHITECTURES["siglip_llama"]
+    config = record.configuration(SIZES["cpu"], len(record.tokens))
     config.image_token_index = config.image_token_id = image
     config.text_config.num_hidden_layers = layers or config.text_config.num_hidden_layers
     config.vision_config.num_hidden_layers = encoder or config.vision_config.num_hidden_layers

@@ -346,8 +346,8 @@ def folders(tmp_path_factory):
 @names
 def test_a_saved_folder_is_read_by_the_record_of_the_true_family(name, folders):
     vlm = load(folders[name])
-    assert vlm.family.name == RECORDS[name] and vlm.grid == scenes.GRIDS["reference"]
-    assert vlm.merge == ARCHITECTURES[name].merge
+    assert vlm.family.name == RECORDS[name] and vlm.grid == GRID
+    assert vlm.encoder.merge == ARCHITECTURES[name].merge
     before = forward.context_ids(name).tolist()
     prompt = vlm.tokens([QUESTIONS[0]])
     assert prompt.ids[0].tolist() == [*before, *encode(QUESTIONS[0] + " <assistant>")]

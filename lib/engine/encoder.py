@@ -7,6 +7,7 @@ Patches are handed out in raster order, whatever order a family computes them in
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 
@@ -19,8 +20,9 @@ from torch import Tensor
 from lib.engine.batching import batch_size, input_device, run_batches
 from lib.engine.families import Family
 from lib.engine.hooks import Registration, hooks, on_input, on_output
+from lib.engine.planted import no_places_under_objects
 from lib.errors import UserError
-from lib.stimuli.grids import Grid
+from lib.stimuli.grids import GRIDS, Grid
 
 
 class ImageEncoder:
@@ -28,6 +30,7 @@ class ImageEncoder:
 
     def __init__(self, model, processor, family: Family, grid: Grid | None = None, name: str = "model"):
         self.model, self.config, self.processor, self.family, self.name = model, model.config, processor, family, name
+        self.marks = dict(getattr(model.config, "dual_mechanisms", None) or {})  # see lib.engine.planted
         self.merge = _merge(family, model.config)  # encoder patches per image token and side
         self.grid = grid or fitted_grid(family, model.config, self.merge)
         self.layers = model.model.get_submodule(family.encoder)
@@ -85,8 +88,10 @@ class ImageEncoder:
 
         def work(index: np.ndarray):
             seen: dict[int, Tensor] = {}
-            with hooks(*self._hooks(index, edits, seen, set(capture))):
-                return self.features(self.pixels([images[i] for i in index])), seen
+            inputs = self.pixels([images[i] for i in index])
+            planted = no_places_under_objects(self.marks, self.model.model, inputs["pixel_values"])
+            with hooks(*planted, *self._hooks(index, edits, seen, set(capture))):
+                return self.features(inputs), seen
 
         size = min(self.family.together, self.batch_size())
         for _, (part, seen) in run_batches(len(images), work, size, progress, "pictures"):
@@ -197,11 +202,17 @@ def _merge(family: Family, config) -> int:
     for part, key in ((config, "scale_factor"), (config.vision_config, "spatial_merge_size")):
         if isinstance(getattr(part, key, None), int):
             return getattr(part, key)
+    if getattr(config, "mm_tokens_per_image", None):  # Gemma 3 pools its square of patches to so many tokens
+        vision = config.vision_config
+        return vision.image_size // vision.patch_size // math.isqrt(config.mm_tokens_per_image)
     return family.merge
 
 
 def fitted_grid(family: Family, config, merge: int) -> Grid:
-    """The family's grid, fitted to the sizes in the configuration."""
+    """The grid that the configuration names, else the family's, fitted to the sizes in the configuration."""
+    named = (getattr(config, "dual_mechanisms", None) or {}).get("grid")
+    if named:
+        return GRIDS[named]
     vision, grid = config.vision_config, family.grid
     patch = vision.patch_size if isinstance(vision.patch_size, int) else vision.patch_size[0]
     pixels = patch * merge

@@ -17,6 +17,7 @@ from torch import Tensor
 from lib.engine.batching import batch_size, input_device, run_batches
 from lib.engine.families import Family
 from lib.engine.hooks import first_output, hooks
+from lib.engine.planted import rows_positions, sees_rows
 from lib.engine.plans import Frame, Group, Output, Plan
 from lib.engine.prefix_cache import KeyValues, StopForward
 from lib.engine.prompts import Prompt
@@ -77,6 +78,8 @@ class LanguageModel:
                 attention_mask=mask.int(),
             )
             return positions
+        if self.special.get("image_positions") == "rows":
+            return rows_positions(mask, prompt.image.to(self.device), self.side)
         step = mask.long()
         if self.special.get("image_positions") == "shared":  # that of the first image token
             step = step.scatter(1, prompt.image[:, 1:].to(self.device), 0)
@@ -84,13 +87,16 @@ class LanguageModel:
 
     def _mask(self, prompt: Prompt) -> Tensor:
         mask = prompt.mask.to(self.device)
-        if self.special.get("image_attention") != "self":
+        if self.special.get("image_attention") not in ("self", "rows"):
             return mask.long()
-        length = prompt.length
-        picture = torch.zeros_like(mask).scatter(1, prompt.image.to(self.device), True)
-        own = torch.eye(length, dtype=torch.bool, device=self.device)
+        image = prompt.image.to(self.device)
+        own = torch.eye(prompt.length, dtype=torch.bool, device=self.device)
         seen = torch.ones_like(own).tril() & mask[:, None, :]
-        seen = (seen & ~(picture[:, :, None] & picture[:, None, :])) | own
+        if self.special["image_attention"] == "rows":
+            seen = sees_rows(seen, image, self.side) | own
+        else:
+            picture = torch.zeros_like(mask).scatter(1, image, True)
+            seen = (seen & ~(picture[:, :, None] & picture[:, None, :])) | own
         low = torch.finfo(self.model.dtype).min
         return torch.zeros(seen.shape, dtype=self.model.dtype, device=self.device).masked_fill(~seen, low)[:, None]
 
