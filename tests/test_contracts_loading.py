@@ -45,7 +45,7 @@ def folder(tmp_path_factory):
 
 def test_a_saved_model_answers_like_the_one_in_memory(folder):
     vlm, loaded = tiny("reference", dual=BLIND), load(folder)
-    assert loaded.family.name == "reference" and loaded.language.special == BLIND
+    assert loaded.family.name == "reference" and loaded.language.marks == BLIND
     assert (loaded.grid.side, loaded.grid.pixels) == (6, 4)
     assert loaded.dtype == torch.float32
     with torch.no_grad():

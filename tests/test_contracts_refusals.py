@@ -119,8 +119,8 @@ def test_lists_that_do_not_belong_together(vlm):
             call()
 
 
-def test_a_calibration_model_has_no_oracle():
-    with pytest.raises(UserError, match="attention of its own"):
+def test_a_planted_model_has_no_oracle():
+    with pytest.raises(UserError, match="image_attention of its own"):
         oracle.check(tiny("reference", dual={"image_attention": "self"}))
 
 

@@ -94,7 +94,7 @@ def test_shares_of_the_reference_model_with_one_part_blinded(blinded, share):
     """Blind to places in one part, a trained model can have order from the other part only - and the share shows it."""
     model = vlm.load("reference")
     if blinded == "backbone":
-        model.language.special = BLIND
+        model.language.marks = BLIND
     else:
         blind_encoder(model)
     study = studies.study(model, pairs.mirrored_pairs("squares", model.grid, n=3))

@@ -20,7 +20,7 @@ from torch import Tensor
 from lib.engine.batching import batch_size, input_device, run_batches
 from lib.engine.families import Family
 from lib.engine.hooks import Registration, hooks, on_input, on_output
-from lib.engine.planted import no_places_under_objects
+from lib.engine.planted import marks, no_places_under_objects
 from lib.errors import UserError
 from lib.stimuli.grids import GRIDS, Grid
 
@@ -30,7 +30,7 @@ class ImageEncoder:
 
     def __init__(self, model, processor, family: Family, grid: Grid | None = None, name: str = "model"):
         self.model, self.config, self.processor, self.family, self.name = model, model.config, processor, family, name
-        self.marks = dict(getattr(model.config, "dual_mechanisms", None) or {})  # see lib.engine.planted
+        self.marks = marks(model.config)
         self.merge = _merge(family, model.config)  # encoder patches per image token and side
         self.grid = grid or fitted_grid(family, model.config, self.merge)
         self.layers = model.model.get_submodule(family.encoder)
@@ -210,7 +210,7 @@ def _merge(family: Family, config) -> int:
 
 def fitted_grid(family: Family, config, merge: int) -> Grid:
     """The grid that the configuration names, else the family's, fitted to the sizes in the configuration."""
-    named = (getattr(config, "dual_mechanisms", None) or {}).get("grid")
+    named = marks(config).get("grid")
     if named:
         return GRIDS[named]
     vision, grid = config.vision_config, family.grid

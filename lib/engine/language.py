@@ -17,7 +17,7 @@ from torch import Tensor
 from lib.engine.batching import batch_size, input_device, run_batches
 from lib.engine.families import Family
 from lib.engine.hooks import first_output, hooks
-from lib.engine.planted import rows_positions, sees_rows
+from lib.engine.planted import marks, rows_positions, sees_rows
 from lib.engine.plans import Frame, Group, Output, Plan
 from lib.engine.prefix_cache import KeyValues, StopForward
 from lib.engine.prompts import Prompt
@@ -32,7 +32,7 @@ class LanguageModel:
         self.image_id, self.side, self.merge = image_id, side, merge
         text = self.base.get_submodule(family.language)
         self.layers, self.norm, self.config = text.layers, text.norm, text.config
-        self.special = dict(getattr(model.config, "dual_mechanisms", None) or {})
+        self.marks = marks(model.config)
         self._plans: dict[tuple, Plan] = {}
 
     @property
@@ -78,21 +78,21 @@ class LanguageModel:
                 attention_mask=mask.int(),
             )
             return positions
-        if self.special.get("image_positions") == "rows":
+        if self.marks.get("image_positions") == "rows":
             return rows_positions(mask, prompt.image.to(self.device), self.side)
         step = mask.long()
-        if self.special.get("image_positions") == "shared":  # that of the first image token
+        if self.marks.get("image_positions") == "shared":  # that of the first image token
             step = step.scatter(1, prompt.image[:, 1:].to(self.device), 0)
         return (step.cumsum(-1) - 1).clamp(min=0)
 
     def _mask(self, prompt: Prompt) -> Tensor:
         mask = prompt.mask.to(self.device)
-        if self.special.get("image_attention") not in ("self", "rows"):
+        if self.marks.get("image_attention") not in ("self", "rows"):
             return mask.long()
         image = prompt.image.to(self.device)
         own = torch.eye(prompt.length, dtype=torch.bool, device=self.device)
         seen = torch.ones_like(own).tril() & mask[:, None, :]
-        if self.special["image_attention"] == "rows":
+        if self.marks["image_attention"] == "rows":
             seen = sees_rows(seen, image, self.side) | own
         else:
             picture = torch.zeros_like(mask).scatter(1, image, True)

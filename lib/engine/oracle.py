@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lib.engine.planted import BUILT_IN
 from lib.engine.vlm import VLM
 from lib.errors import UserError
 
@@ -164,12 +165,11 @@ def check(vlm: VLM, questions: Sequence[str] = ("what is this ?", "what is that 
 
     Keys: logits; no-op (each slot's own activations written back); full patch (slot 0 of the counterfactual run gives
     its logits); last token (the fast route at the first, middle and last slots); hooks left (their number). A UserError
-    for calibration models, whose attention plain transformers does not run.
+    for planted models, parts of which plain transformers does not run.
     """
-    if vlm.language.special:
-        raise UserError(
-            f"{vlm.name} has attention of its own ({vlm.language.special}), which transformers does not run."
-        )
+    built_in = [mark for mark in BUILT_IN if mark in vlm.language.marks]
+    if built_in:
+        raise UserError(f"{vlm.name} has {', '.join(built_in)} of its own, which transformers does not run.")
     side = vlm.grid.canvas
     noise = np.random.default_rng(0).integers(0, 256, (2, side, side, 3), dtype=np.uint8)
     pictures = [Image.fromarray(pixels) for pixels in noise]

@@ -15,6 +15,12 @@ from torch import Tensor
 from torch.nn.functional import max_pool2d
 
 WHITE = 0.999  # pixels are in -1..1
+BUILT_IN = ("image_positions", "image_attention", "image_places")  # marks that change what transformers would run
+
+
+def marks(config) -> dict:
+    """What a model's configuration says under `dual_mechanisms`, {} for all others."""
+    return dict(getattr(config, "dual_mechanisms", None) or {})
 
 
 def rows_positions(

@@ -14,6 +14,7 @@ import torch
 import transformers as tf
 from torch import nn
 
+from lib.engine.planted import marks as planted_marks
 from lib.errors import unknown
 from lib.reference.language import GRID, IMAGE_TOKEN_ID, vocabulary
 
@@ -262,7 +263,7 @@ def of(model) -> Architecture:
 
 def marks(model) -> dict:
     """What is written into the configuration for the adapter, see PLANTED."""
-    return getattr(model.config, "dual_mechanisms", None) or {}
+    return planted_marks(model.config)
 
 
 PLACES = ("random", "waves")

@@ -63,12 +63,12 @@ def staged(encoder: tuple[Stage, ...]) -> tuple[Stage, ...]:
     )
 
 
-def end_to_end(contested: int = 700, rest: int = 2000, white: bool = False) -> tuple[Stage, ...]:
+def end_to_end(contested: int = 700, rest: int = 2000, white: bool = False, batch: int = 64) -> tuple[Stage, ...]:
     """Everything from scratch on questions; contested ones first, without which nothing but places was learned."""
     end = "_white" if white else ""
     return (
         Stage("contested", "questions", f"contested{end}", contested, ALL),
-        Stage("all", "questions", f"questions{end}", rest, ALL, rate=0.7),
+        Stage("all", "questions", f"questions{end}", rest, ALL, rate=0.7, batch=batch),
     )
 
 
@@ -84,9 +84,9 @@ RECIPES = {
     "gemma_joint": Recipe(end_to_end(700, 1000), "gemma_style", places="waves"),
     "pixtral_joint": Recipe(end_to_end(700, 1000), "pixtral_style"),
     # mechanisms known by construction
-    "vision_only": Recipe(end_to_end(700, 2400), planted="vision_only", places="waves"),
+    "vision_only": Recipe(end_to_end(700, 2400, batch=32), planted="vision_only", places="waves"),
     "backbone_only": Recipe(end_to_end(500, 900), planted="backbone_only"),
-    "split": Recipe(end_to_end(700, 2600), planted="split", places="waves"),
-    "redundant": Recipe(end_to_end(700, 2800), planted="redundant", places="waves"),
-    "strip_code": Recipe(end_to_end(900, 1800, white=True), planted="strip_code", places="waves"),
+    "split": Recipe(end_to_end(700, 2600, batch=32), planted="split", places="waves"),
+    "redundant": Recipe(end_to_end(700, 2800, batch=32), planted="redundant", places="waves"),
+    "strip_code": Recipe(end_to_end(900, 1800, white=True, batch=32), planted="strip_code", places="waves"),
 }
