@@ -19,6 +19,7 @@ pytestmark = pytest.mark.skipif(
 TOGETHER = """
 import time
 from lib import places
+from lib.analysis.statistics import Estimate
 from lib.artifact import ledger
 flags = places.outputs("flags")
 flags.mkdir(parents=True, exist_ok=True)
@@ -27,7 +28,7 @@ deadline = time.monotonic() + 200
 while not (flags / {other!r}).exists() and time.monotonic() < deadline:
     time.sleep(0.1)
 assert (flags / {other!r}).exists(), "the other notebook is not running at the same time"
-rows = [ledger.row({metric!r}, 0.9, 0.8, 1.0, 50, {own!r}, "cell", setting="squares")]
+rows = [ledger.row({metric!r}, Estimate(0.9, 0.8, 1.0, 50), {own!r}, "cell", setting="squares")]
 ledger.record(model, rows, {own!r}, seed=0)
 """
 
@@ -71,7 +72,7 @@ def test_dry_run_then_two_jobs_at_once_then_nothing(project):
     written = sorted(path.name for path in (folder / "outputs/reference/notebooks").iterdir())
     assert written == ["01_a.ipynb", "02_b.ipynb"]
     summary = (folder / "outputs/summary.csv").read_text().splitlines()
-    assert summary[0] == "claim,metric,setting,reference" and len(summary) == 3  # no row lost
+    assert summary[0] == "claim,metric,where,reference" and len(summary) == 3  # no row lost
 
     again = snakemake("-n", "--config", "notebooks=02")
     told = (again.stdout + again.stderr).replace(" ", "")

@@ -12,9 +12,9 @@ from tiny import tiny
 import lib.engine.encoder
 import lib.engine.language
 from lib.engine.encoder import ImageEncoder
+from lib.engine.keys_values import KeyValues
 from lib.engine.language import LanguageModel
 from lib.engine.plans import Plan
-from lib.engine.prefix_cache import KeyValues
 from lib.engine.prompts import Prompt
 
 

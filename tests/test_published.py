@@ -14,21 +14,23 @@ import pytest
 from safetensors.numpy import save_file
 
 from lib import files, places
+from lib.analysis.statistics import Estimate
 from lib.artifact import figures, ledger, record, storage
 from lib.artifact.notebooks import load_notebook
 from lib.errors import UserError
 
 RECORD = """
 import sys
+from lib.analysis.statistics import Estimate
 from lib.artifact import ledger
 notebook, metric = sys.argv[1:]
 for n in range(1, 11):
-    ledger.record("reference", [ledger.row(metric, 0.9, 0.8, 1.0, n, notebook, "cell")], notebook, seed=0)
+    ledger.record("reference", [ledger.row(metric, Estimate(0.9, 0.8, 1.0, n), notebook, "cell")], notebook, seed=0)
 """
 
 
 def row(metric="strip_effect", value=0.9, notebook="01_first", **where):
-    return ledger.row(metric, value, value - 0.1, value + 0.1, 50, notebook, "cell", **where)
+    return ledger.row(metric, Estimate(value, value - 0.1, value + 0.1, 50), notebook, "cell", **where)
 
 
 @pytest.fixture
@@ -95,7 +97,7 @@ def test_a_ledger_that_does_not_follow_from_the_rules(house, tmp_path):
 
 def test_few_units_give_no_verdict():
     assert row(value=0.9)["verdict"] == "reproduced"
-    assert ledger.row("strip_effect", 0.9, 0.9, 0.9, 1, "01_first", "cell")["verdict"] == "inconclusive"
+    assert ledger.row("strip_effect", Estimate(0.9, 0.9, 0.9, 1), "01_first", "cell")["verdict"] == "inconclusive"
 
 
 def test_models_beside_the_own_one_count_where_a_notebook_loads_them(house, tmp_path):
@@ -113,7 +115,7 @@ def test_models_beside_the_own_one_count_where_a_notebook_loads_them(house, tmp_
 def test_seeds_that_are_not_those_shipped(house, tmp_path):
     (tmp_path / "models/reference").mkdir(parents=True)
     storage.write_json({}, tmp_path / "models/reference/config.json")
-    table = pd.DataFrame([{"recipe": "reference", "seed": 0, **row(setting="squares")}])
+    table = pd.DataFrame([{"recipe": "reference", "seed": 0, "where": "squares", **row(setting="squares")}])
     file, note = places.outputs() / "seeds/seeds.csv", storage.provenance("reference", 0)
     storage.write_csv(table, file, note)
     assert record.stale_seeds(tmp_path / "models") == []
@@ -137,7 +139,7 @@ def test_a_ledger_edited_by_hand(house, tmp_path):
 def test_summary_has_a_column_per_model(house):
     ledger.record("joint", [row(value=0.3, setting="squares"), row("order_lost", setting="shapes")], "01_first", 0)
     table = record.write_summary()
-    assert list(table) == ["claim", "metric", "setting", "reference", "joint"]
+    assert list(table) == ["claim", "metric", "where", "reference", "joint"]
     assert table.loc[0].tolist() == [
         "C4", "strip_effect", "squares", "0.90 [0.80, 1.00] reproduced", "0.30 [0.20, 0.40] not reproduced"
     ]  # fmt: skip
@@ -165,7 +167,7 @@ def test_the_lock_keeps_others_out(tmp_path):
 def test_an_empty_place_gives_an_empty_summary(tmp_path, monkeypatch):
     monkeypatch.setenv("DUAL_OUTPUTS", str(tmp_path))
     assert record.write_summary().empty and not record.summary_path().exists()
-    assert json.loads(record.summary().to_json()) == {"claim": {}, "metric": {}, "setting": {}}
+    assert json.loads(record.summary().to_json()) == {"claim": {}, "metric": {}, "where": {}}
 
 
 def test_readers_never_see_minus_zero():

@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 
 from lib import places
+from lib.analysis.statistics import Estimate
 from lib.artifact import ledger, seeds
 from lib.engine import checkpoints
 from lib.errors import UserError
@@ -26,7 +27,7 @@ def house(tmp_path, monkeypatch):
 
 
 def write(model, value):
-    row = ledger.row("strip_effect", value, value - 0.05, value + 0.05, 9, "02_x", "cell", setting="squares")
+    row = ledger.row("strip_effect", Estimate(value, value - 0.05, value + 0.05, 9), "02_x", "cell", setting="squares")
     ledger.record(model, [row], "02_x", seed=0)
 
 

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from lib import files, places
+from lib.analysis.statistics import Estimate
 from lib.artifact import figures, ledger
 from lib.artifact.site.__main__ import main
 from lib.errors import UserError
@@ -21,7 +22,9 @@ def executed(model: str, name: str, output: str) -> None:
 
 
 def claim(model: str, value: float) -> None:
-    ledger.record(model, [ledger.row("strip_effect", value, value - 0.1, value + 0.1, 9, "02_x", "cell")], "02_x", 0)
+    ledger.record(
+        model, [ledger.row("strip_effect", Estimate(value, value - 0.1, value + 0.1, 9), "02_x", "cell")], "02_x", 0
+    )
 
 
 @pytest.fixture

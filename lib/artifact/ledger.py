@@ -14,9 +14,11 @@ from dataclasses import dataclass
 import pandas as pd
 
 from lib import files, places
+from lib.analysis.statistics import Estimate
 from lib.artifact import storage
 from lib.errors import UserError
 
+AXES, LINES = ("left-right", "above-below"), ("centred", "shifted")
 LEAST = 5  # units (pairs, entities, scenes): an interval from fewer says nothing
 SECOND = "2026-11-26: docs/RULES.md"  # when and where the rules of the second round replaced those of the first
 
@@ -151,8 +153,16 @@ MEASURES = {
 }  # fmt: skip
 
 
-def row(metric: str, value: float, low: float, high: float, n: int, notebook: str, cell: str, **where) -> dict:
-    """One ledger row; `where` may add setting, direction or model. cell: the tag of the cell that made the value."""
+def by_claim() -> list[tuple[str, Measure]]:
+    """The metrics and what they measure, in the order of the claims."""
+    return sorted(MEASURES.items(), key=lambda item: item[1].claim)
+
+
+def row(metric: str, estimate: Estimate, notebook: str, cell: str, **where: str) -> dict:
+    """One ledger row. cell: the tag of the cell that made the value. where: `setting`, and `axis` and `lines` for a
+    metric that has a row for each (`AXES`, `LINES`)."""
+    if set(where) - {"setting", "axis", "lines"}:
+        raise ValueError(f"a ledger row stands at a setting, an axis and lines, not at {', '.join(where)}")
     if metric not in MEASURES:
         raise UserError(
             f"No measure {metric!r} in lib/artifact/ledger.py: add it there, with its threshold, before computing it."
@@ -162,16 +172,21 @@ def row(metric: str, value: float, low: float, high: float, n: int, notebook: st
         "claim": measure.claim,
         "metric": metric,
         **where,
-        "value": float(value),
-        "low": float(low),
-        "high": float(high),
-        "n": int(n),
+        "value": float(estimate.value),
+        "low": float(estimate.low),
+        "high": float(estimate.high),
+        "n": int(estimate.n),
         "paper": measure.paper,
         "rule": measure.rule,
-        "verdict": measure.verdict(low, high, n),
+        "verdict": measure.verdict(estimate.low, estimate.high, estimate.n),
         "notebook": notebook,
         "cell": cell,
     }
+
+
+def where(row: dict) -> str:
+    """Setting, axis and lines of a row in words."""
+    return ", ".join(row[key] for key in ("setting", "axis", "lines") if row.get(key))
 
 
 def path(model: str):
@@ -188,7 +203,7 @@ def record(model: str, rows: list[dict], notebook: str, seed: int) -> pd.DataFra
     order = list(MEASURES)
     with files.locked(path(model)):  # notebooks of one model may run at the same time
         kept = [each for each in load(model) if each["notebook"] != notebook]
-        merged = sorted(kept + rows, key=lambda each: (order.index(each["metric"]), each.get("setting", "")))
+        merged = sorted(kept + rows, key=lambda each: (order.index(each["metric"]), where(each)))
         storage.write_json(merged, path(model), storage.provenance(model, seed))
     return table(rows)
 
@@ -199,7 +214,7 @@ def table(rows: list[dict]) -> pd.DataFrame:
         {
             "claim": each["claim"],
             "measured": MEASURES[each["metric"]].description,
-            "setting": each.get("setting", ""),
+            "where": where(each),
             "value": f"{each['value']:.2f} [{each['low']:.2f}, {each['high']:.2f}]",
             "n": each["n"],
             "paper": each["paper"],

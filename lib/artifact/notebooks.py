@@ -70,17 +70,13 @@ def parse_parameters(source: str, path: Path) -> tuple[dict, dict]:
             line = source.splitlines()[node.end_lineno - 1].encode()  # ast counts columns in bytes
             comments[name.id] = line[node.end_col_offset :].decode().strip(" #")
     except (SyntaxError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"the parameters cell of {show(path)} may hold only `name = literal` lines"
-        ) from error
+        raise UserError(f"the parameters cell of {show(path)} may hold only `name = literal` lines") from error
     return parameters, comments
 
 
 def choose_notebooks(words: list[str], folder: Path) -> list[Notebook]:
     """The notebooks meant by numbers or names (no words: all), always in the order of their numbers."""
-    files = {
-        path.stem: path for path in sorted(folder.glob("[0-9]*.ipynb")) if not path.stem.endswith(".failed")
-    }
+    files = {path.stem: path for path in sorted(folder.glob("[0-9]*.ipynb")) if not path.stem.endswith(".failed")}
     if not files:
         raise UserError(f"there are no notebooks in {show(folder)}: run from a full clone of the project")
     chosen = set()

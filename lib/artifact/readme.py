@@ -22,11 +22,6 @@ def checksums() -> str:
     return "\n".join(["| file | bytes | SHA-256 |", "|---|---|---|", *lines]) + "\n"
 
 
-def by_claim() -> list[tuple[str, ledger.Measure]]:
-    """The metrics and what they measure, in the order of the claims."""
-    return sorted(ledger.MEASURES.items(), key=lambda item: item[1].claim)
-
-
 def claims() -> str:
     """The published ledgers in short: one line per metric, the settings of each model side by side."""
     rows = {name: ledger.load(name) for name in COMPARED if name in record.models()}
@@ -34,7 +29,7 @@ def claims() -> str:
         f"| claim | measured | paper | {' | '.join(f'`{name}`' for name in rows)} |",
         "|---|---|---|" + "---|" * len(rows),
     ]
-    for metric, measure in by_claim():
+    for metric, measure in ledger.by_claim():
         cells = [in_short([row for row in own if row["metric"] == metric]) for own in rows.values()]
         if any(cells):
             description = f"{measure.description} (above {measure.threshold:g})"
@@ -43,32 +38,30 @@ def claims() -> str:
 
 
 def in_short(rows: list[dict]) -> str:
-    """Values and intervals by setting, the verdict once where all settings agree."""
+    """Values and intervals by place, the verdict once where all places agree."""
     verdicts = {row["verdict"] for row in rows}
     parts = []
-    for row in sorted(
-        rows, key=lambda row: [*SETTINGS, ""].index(row["setting"] if row["setting"] in SETTINGS else "")
-    ):
+    for row in rows:
         own = "" if len(verdicts) == 1 else f" {row['verdict']}"
         value, low, high = (record.two_digits(row[key]) for key in ("value", "low", "high"))
-        parts.append(f"{row['setting']} {value} [{low}, {high}]{own}")
+        parts.append(f"{ledger.where(row)} {value} [{low}, {high}]{own}")
     return "<br>".join(parts + [f"**{verdict}**" for verdict in verdicts if len(verdicts) == 1])
 
 
 def over_seeds() -> str:
     """The claims over training seeds: values of all seeds by setting, and what the seeds say together."""
     table = storage.read_csv(seeds.folder() / "seeds.csv")
-    said = seeds.agreed(table).set_index(["recipe", "metric", "setting"])["verdict"]
+    said = seeds.agreed(table).set_index(["recipe", "metric", "where"])["verdict"]
     lines = [f"| claim | metric | {' | '.join(f'`{name}`' for name in seeds.OVER_SEEDS)} |"]
     lines.append("|---|---|" + "---|" * len(seeds.OVER_SEEDS))
-    for metric, measure in by_claim():
+    for metric, measure in ledger.by_claim():
         cells = []
         for recipe in seeds.OVER_SEEDS:
             own = table[(table["recipe"] == recipe) & (table["metric"] == metric)]
             parts = []
-            for setting, rows in own.groupby("setting", sort=False):
+            for where, rows in own.groupby("where", sort=False):
                 values = " / ".join(map(record.two_digits, rows.sort_values("seed")["value"]))
-                parts.append(f"{setting} {values} {said[recipe, metric, setting]}")
+                parts.append(f"{where} {values} {said[recipe, metric, where]}")
             cells.append("<br>".join(parts))
         if any(cells):
             lines.append(f"| {measure.claim} | {metric} | {' | '.join(cells)} |")

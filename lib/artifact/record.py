@@ -13,6 +13,7 @@ from lib import files, places
 from lib.artifact import ledger, storage
 from lib.artifact.notebooks import Notebook, load_notebook
 from lib.engine.checkpoints import find_model, folder_digest, known_models, seeds, shipped
+from lib.engine.embedded import rank
 from lib.errors import UserError
 from lib.places import show
 
@@ -47,7 +48,7 @@ def models() -> list[str]:
     """Models that have results, the default first."""
     names = {path.parent.name for part in ("notebooks", "figures") for path in places.outputs().glob(f"*/{part}")}
     names |= {path.parent.name for path in places.outputs().glob("*/ledger.json")}
-    return sorted(names, key=lambda name: (name != "reference", name))
+    return sorted(names, key=rank)
 
 
 def figures(model: str) -> list[Path]:
@@ -184,9 +185,9 @@ def stale_seeds(models_folder: Path) -> list[str]:
     for recipe, rows in table.groupby("recipe", sort=False):
         if set(rows["seed"]) != set(seeds(recipe, models_folder)):
             found.append(f"{show(file)}: {recipe} is shipped with other seeds, run `make seeds`")
-        own = {(row["metric"], row.get("setting")): row["value"] for row in ledgers[recipe]}
+        own = {(row["metric"], ledger.where(row)): row["value"] for row in ledgers[recipe]}
         first = rows[rows["seed"] == 0]
-        apart = [abs(own.get((row.metric, row.setting), np.inf) - row.value) for row in first.itertuples()]
+        apart = [abs(own.get((row.metric, row.where), np.inf) - row.value) for row in first.itertuples()]
         if max(apart, default=0) > 0.02:  # another machine's last digits are no other result
             found.append(f"{show(file)}: the ledger of {recipe} says something else, run `make seeds`")
     return found
@@ -200,19 +201,19 @@ def summary_path() -> Path:
 
 
 def summary() -> pd.DataFrame:
-    """The claims, a row per metric and setting, a column per model: value, 95 % interval and verdict in words."""
+    """The claims, a row per metric and place (`ledger.where`), a column per model: value, interval, verdict in words."""
     rows = []
     for model in models():
         try:
             for row in ledger.load(model):
-                keys = {key: row.get(key, "") for key in ("claim", "metric", "setting")}
+                keys = {"claim": row["claim"], "metric": row["metric"], "where": ledger.where(row)}
                 rows.append(keys | {"model": model, "text": in_words(row)})
         except UserError as error:
             print(f"left out of the summary: {error}", file=sys.stderr)
     if not rows:
-        return pd.DataFrame(columns=["claim", "metric", "setting"])
+        return pd.DataFrame(columns=["claim", "metric", "where"])
     table = pd.DataFrame(rows).pivot_table(
-        index=["claim", "metric", "setting"], columns="model", values="text", aggfunc="; ".join, sort=False
+        index=["claim", "metric", "where"], columns="model", values="text", aggfunc="; ".join, sort=False
     )
     return table.fillna("").reset_index().rename_axis(columns=None)
 
@@ -223,9 +224,8 @@ def two_digits(value: float) -> str:
 
 
 def in_words(row: dict) -> str:
-    where = f"{row['direction']} " if row.get("direction") else ""
     value, low, high = (two_digits(row[key]) for key in ("value", "low", "high"))
-    return f"{where}{value} [{low}, {high}] {row['verdict']}"
+    return f"{value} [{low}, {high}] {row['verdict']}"
 
 
 def summary_bytes(table: pd.DataFrame) -> bytes:

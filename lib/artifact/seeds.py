@@ -21,10 +21,9 @@ from lib.engine.checkpoints import seeds
 from lib.engine.embedded import OVER_SEEDS, PLAN
 from lib.errors import UserError, cli
 from lib.places import show
-from lib.stimuli.questions import SETTINGS
 
 WORK = places.ROOT / "seeds"
-COLUMNS = ["recipe", "seed", "claim", "metric", "setting", "value", "low", "high", "n", "verdict"]
+COLUMNS = ["recipe", "seed", "claim", "metric", "where", "value", "low", "high", "n", "verdict"]
 
 
 def folder() -> Path:
@@ -54,45 +53,46 @@ def exit_code(codes: list[int]) -> int:
 
 
 def collected(work: Path) -> pd.DataFrame:
-    """The ledgers of all seeds, a row per recipe, seed, metric and setting; a UserError where one is missing."""
+    """The ledgers of all seeds, a row per recipe, seed, metric and place (`ledger.where`); a UserError where one is missing."""
     rows = []
     for recipe in OVER_SEEDS:
         for number, name in seeds(recipe).items():
             path = (work / name / "ledger.json") if number else ledger.path(name)
             if not path.is_file():
                 raise UserError(f"{show(path)} is missing: `{'make seeds' if number else 'make run'}` makes it")
-            rows += [{"recipe": recipe, "seed": number, **row} for row in storage.read_json(path)]
+            own = storage.read_json(path)
+            rows += [{"recipe": recipe, "seed": number, "where": ledger.where(row), **row} for row in own]
     return pd.DataFrame(rows)[COLUMNS]
 
 
 def agreed(table: pd.DataFrame) -> pd.DataFrame:
-    """What the seeds of a recipe say together: recipe, metric, setting, seeds, verdict ("seeds differ" unless all say
+    """What the seeds of a recipe say together: recipe, metric, where, seeds, verdict ("seeds differ" unless all say
     the same)."""
     rows = []
-    for (recipe, metric, setting), cell in table.groupby(["recipe", "metric", "setting"], sort=False):
+    for (recipe, metric, where), cell in table.groupby(["recipe", "metric", "where"], sort=False):
         said = cell["verdict"].unique()
-        rows.append((recipe, metric, setting, len(cell), said[0] if len(said) == 1 else "seeds differ"))
-    return pd.DataFrame(rows, columns=["recipe", "metric", "setting", "seeds", "verdict"])
+        rows.append((recipe, metric, where, len(cell), said[0] if len(said) == 1 else "seeds differ"))
+    return pd.DataFrame(rows, columns=["recipe", "metric", "where", "seeds", "verdict"])
 
 
 def draw(table: pd.DataFrame):
-    """Every metric in a panel: each seed's value with its interval, by setting; the rule's threshold as a line."""
+    """Every metric in a panel: each seed's value with its interval; the rule's threshold as a line."""
     figures.use_style()
-    metrics = [metric for metric in ledger.MEASURES if metric in set(table["metric"])]
+    metrics = [(metric, measure) for metric, measure in ledger.by_claim() if metric in set(table["metric"])]
     figure, axes = figures.panels(-(-len(metrics) // 3), 3, height=1.75, squeeze=False)
-    for ax, metric in zip(axes.flat, metrics, strict=False):
-        measure, part = ledger.MEASURES[metric], table[table["metric"] == metric]
-        names = [name for name in (*SETTINGS, "naturalistic") if name in set(part["setting"])]
+    for ax, (metric, measure) in zip(axes.flat, metrics, strict=False):
+        part = table[table["metric"] == metric]
+        names = list(dict.fromkeys(part["where"]))
         for place, recipe in enumerate(OVER_SEEDS):
             rows, look = part[part["recipe"] == recipe], figures.look(recipe)
             order = rows["seed"].map(sorted(set(rows["seed"])).index)
-            x = rows["setting"].map(names.index) + (place - 0.5) * 0.4 + (order - 1) * 0.1
+            x = rows["where"].map(names.index) + (place - 0.5) * 0.4 + (order - 1) * 0.1
             bars = [rows["value"] - rows["low"], rows["high"] - rows["value"]]
             style = {"fmt": look.marker, "color": look.colour, "elinewidth": 1, "label": f"{recipe}, seeds in order"}
             ax.errorbar(x, rows["value"], [bar.clip(lower=0) for bar in bars], **style)
         figures.level(ax, measure.threshold, "")
         ax.set(title=f"{measure.claim}: {metric.replace('_', ' ')}", xlim=(-0.5, len(names) - 0.5))
-        ax.set_xticks(range(len(names)), names)
+        ax.set_xticks(range(len(names)), [name.replace(", ", "\n") for name in names])
     for ax in axes.flat[len(metrics) :]:
         ax.remove()
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(OVER_SEEDS))

@@ -23,7 +23,7 @@ from lib.files import dump_json, file_digest
 from lib.places import CHECKOUT, LIB, ROOT, model_name, show
 
 SCHEMA = 1  # of result files; raise it when the meaning of a column changes
-ANEW = "`make run` makes it anew"
+REMAKE = "`make run` makes it anew"
 PACKAGES = ("torch", "transformers", "numpy", "pandas", "scikit-learn")  # versions worth recording
 
 
@@ -78,12 +78,12 @@ def read_provenance(path) -> dict:
     if not isinstance(note, dict) or note.get("sha256") != file_digest(path):
         raise corrupt(path, "it is not the file its provenance describes")
     if note.get("schema") != SCHEMA:
-        raise UserError(f"{show(path)} has schema {note.get('schema')}, not {SCHEMA}: delete it and {ANEW}")
+        raise UserError(f"{show(path)} has schema {note.get('schema')}, not {SCHEMA}: delete it and {REMAKE}")
     return note
 
 
 def corrupt(path, why) -> UserError:
-    return UserError(f"{show(path)} is not readable as a result ({why}): delete it and {ANEW}")
+    return UserError(f"{show(path)} is not readable as a result ({why}): delete it and {REMAKE}")
 
 
 def provenance(model: str, seed: int, **parameters) -> dict:

@@ -17,9 +17,9 @@ from torch import Tensor
 from lib.engine.batching import batch_size, input_device, run_batches
 from lib.engine.families import Family
 from lib.engine.hooks import first_output, hooks
-from lib.engine.planted import marks, rows_positions, sees_rows
+from lib.engine.keys_values import KeyValues, StopForward
 from lib.engine.plans import Frame, Group, Output, Plan
-from lib.engine.prefix_cache import KeyValues, StopForward
+from lib.engine.planted import marks, rows_positions, sees_rows
 from lib.engine.prompts import Prompt
 from lib.engine.tensors import Edit, Hidden, Ids, ImageTokens, pick, put
 

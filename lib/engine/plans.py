@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lib.engine.prefix_cache import KeyValues
+from lib.engine.keys_values import KeyValues
 from lib.engine.prompts import Prompt
 from lib.engine.tensors import Hidden
 

@@ -1,7 +1,8 @@
-"""Routes: how patched runs are computed for a batch of pairs, each by what it need not compute again.
+"""How patched runs are computed: one class for each kind of token that is edited.
 
-A route goes through the clean prompts in batches (`units` says which rows share one) and yields, for some rows of the
-batch at a time, every version of their runs: its columns in the table, and the last token at slot L.
+Each class leaves out what its kind of edit cannot change (for edits of image tokens, the text before the picture). It
+goes through the clean prompts in batches; `units` says which of them belong together. For the rows of a batch it yields
+every version of their runs: the columns that name the version, and the last token at slot L.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ import torch
 from torch import Tensor
 
 from lib.engine.hooks import hooks
+from lib.engine.keys_values import KeyValues
 from lib.engine.plans import Frame, Group, Output
-from lib.engine.prefix_cache import KeyValues, PrefixCache
 from lib.engine.tensors import ImageTokens, pick, put, take
 from lib.engine.vlm import VLM
 from lib.patching.edits import Interchange, token_set
+from lib.patching.prefix_cache import PrefixCache
 from lib.patching.results import BASELINE
 from lib.patching.runs import Pairs, Run, question_positions, question_states
 from lib.patching.sites import RESIDUAL, Site
@@ -58,12 +60,12 @@ class Route:
         raise NotImplementedError
 
 
-def scenes(pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct (clean, counterfactual) pictures [scene, 2], and the scene of each row."""
+def distinct_pictures(pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct (clean, counterfactual) pictures [couple, 2], and the couple of each row."""
     clean, other = pairs.clean.index, pairs.counterfactual
     both = np.stack([clean, clean if other is None else other.index], axis=1)
-    found, scene = np.unique(both, axis=0, return_inverse=True)
-    return found, scene.reshape(-1)
+    found, couple = np.unique(both, axis=0, return_inverse=True)
+    return found, couple.reshape(-1)
 
 
 # --- tokens of the question, the last one included ------------------------------------------------------------
@@ -158,7 +160,7 @@ def _put_at(positions, source: Tensor) -> Callable[[Tensor], Tensor]:
 
 @dataclass(frozen=True)
 class Asked:
-    """Rows of a group asked about unpatched pictures: `unit` is the row of each one's scene in the batch."""
+    """Rows of a group asked about unpatched pictures: `unit` is the row of each one's pictures in the batch."""
 
     group: Group
     rows: np.ndarray
@@ -167,7 +169,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Job:
+class PatchedPictures:
     """One patch in the pictures of a batch: (clean, other) rows of each patched picture, a pair that stands for it, and
     the patched picture of each row that is asked."""
 
@@ -190,13 +192,13 @@ class ImageTokensOfPairs(Route):
     def __init__(self, vlm: VLM, pairs: Pairs, patches: Sequence[Patch], baseline: dict, progress: bool):
         super().__init__(vlm, pairs, baseline)
         self.patches, self.end = patches, {patch.site: patch.site.slots(vlm.language)[-1] for patch in patches}
-        self.scenes, self.units = scenes(pairs)
+        self.couples, self.units = distinct_pictures(pairs)
         self.places = [(patch.site, slot) for patch in patches for slot in patch.slots if slot < self.end[patch.site]]
         self.places = list(dict.fromkeys(self.places))
         self.room = max(1, self.language.batch_size(pairs.clean.prompt.length) * 3 // 8)  # pictures that run together
 
     def batch(self, frame, units, parts):
-        pictures, row_of = np.unique(self.scenes[units], return_inverse=True)
+        pictures, row_of = np.unique(self.couples[units], return_inverse=True)
         row_of, inner, seen = row_of.reshape(-1, 2), sorted({slot for _, slot in self.places}), {}
         images = pick(self.pairs.clean.images, pictures)
         with hooks(*(self._reader(site, slot, frame.first, seen) for site, slot in self.places)):
@@ -228,16 +230,18 @@ class ImageTokensOfPairs(Route):
 
         return site.hook(self.language, slot, visit)
 
-    def _job(self, patch: Patch, asked: list[Asked], row_of: np.ndarray) -> Job:
+    def _job(self, patch: Patch, asked: list[Asked], row_of: np.ndarray) -> PatchedPictures:
         pairs = np.concatenate([self.pairs.numbers[each.rows] for each in asked])
         units = np.concatenate([each.unit for each in asked])
         keys = [(int(unit), patch.edit.key(int(pair))) for unit, pair in zip(units, pairs, strict=True)]
         number = {key: k for k, key in enumerate(dict.fromkeys(keys))}
         first = dict(zip(reversed(keys), reversed(pairs.tolist()), strict=True))
         stands = np.array([first[key] for key in number])
-        return Job(patch, row_of[[unit for unit, _ in number]], stands, np.array([number[key] for key in keys]))
+        return PatchedPictures(
+            patch, row_of[[unit for unit, _ in number]], stands, np.array([number[key] for key in keys])
+        )
 
-    def _patched(self, frame: Frame, context: Output, seen: dict, jobs: list[Job], slot: int) -> KeyValues:
+    def _patched(self, frame: Frame, context: Output, seen: dict, jobs: list[PatchedPictures], slot: int) -> KeyValues:
         """Keys and values of the patched pictures of some jobs, one below the other."""
         image, rows, begin = frame.image - frame.first, [], 0
         writes: dict[Site, list] = {}
@@ -263,7 +267,7 @@ class ImageTokensOfPairs(Route):
             plan = frame.groups[0].plan
             return self.language.run(plan, hidden, slot, frame.first, prefix, keys_only=True).keys
 
-    def _answers(self, frame: Frame, asked: list[Asked], jobs: list[Job], slot: int, past: KeyValues):
+    def _answers(self, frame: Frame, asked: list[Asked], jobs: list[PatchedPictures], slot: int, past: KeyValues):
         """The questions of a batch about the patched pictures of some jobs."""
         offsets, begin = np.cumsum([0, *(len(job.pairs) for job in jobs)]), 0
         for each in asked:
@@ -276,9 +280,9 @@ class ImageTokensOfPairs(Route):
             yield each.rows, list(zip(columns, last.split(len(each.rows)), strict=True))
 
 
-def _packed(jobs: list[Job], room: int) -> Iterable[list[Job]]:
+def _packed(jobs: list[PatchedPictures], room: int) -> Iterable[list[PatchedPictures]]:
     """Jobs in batches of about `room` pictures, at least one job each."""
-    batch: list[Job] = []
+    batch: list[PatchedPictures] = []
     for job in jobs:
         if batch and sum(len(each.pairs) for each in batch) + len(job.pairs) > room:
             yield batch
@@ -304,14 +308,14 @@ class EncoderPatches(Route):
     ):
         super().__init__(vlm, pairs, baseline)
         self.pictures, self.edits, self.slots = pictures, edits, slots
-        self.scenes, self.units = scenes(pairs)
-        used, row_of = np.unique(self.scenes, return_inverse=True)
+        self.couples, self.units = distinct_pictures(pairs)
+        used, row_of = np.unique(self.couples, return_inverse=True)
         self.row_of = row_of.reshape(-1, 2)
         _, self.stream = vlm.encode([pictures[i] for i in used], capture=slots)
 
     def batch(self, frame, units, parts):
         for column, run in enumerate(("clean", "counterfactual")):
-            images = pick(self.pairs.clean.images, self.scenes[units, column])
+            images = pick(self.pairs.clean.images, self.couples[units, column])
             yield from self._answers(frame, images, parts, self.baseline(run))
         for name, edit in self.edits.items():
             for slot in self.slots:
@@ -325,7 +329,7 @@ class EncoderPatches(Route):
         def write(patches: Tensor, index: np.ndarray) -> Tensor:
             return put(patches, targets, take(origin[torch.as_tensor(index)], sources))
 
-        return self.vlm.encode([self.pictures[i] for i in self.scenes[units, 0]], edits={slot: write})
+        return self.vlm.encode([self.pictures[i] for i in self.couples[units, 0]], edits={slot: write})
 
     def _answers(self, frame: Frame, images: ImageTokens, parts: list[Part], columns: dict):
         past = self.language.prefill(frame, images).keys

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from lib.engine.hooks import hooks
 from lib.engine.plans import Frame, Group
-from lib.engine.prefix_cache import PrefixCache
 from lib.engine.prompts import Prompt
 from lib.engine.tensors import ImageTokens, pick, take
 from lib.engine.vlm import VLM
 from lib.errors import UserError
 from lib.patching.edits import token_set
+from lib.patching.prefix_cache import PrefixCache
 from lib.patching.sites import Site
 
 

@@ -1,20 +1,11 @@
-"""Keys and values of tokens that are computed once and attended to again."""
+"""Keys and values of tokens, computed once and attended to again."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
-
-from lib.engine.batching import free_memory
-from lib.engine.tensors import ImageTokens, pick
-
-if TYPE_CHECKING:
-    from lib.engine.language import LanguageModel
-    from lib.engine.plans import Frame
 
 
 class StopForward(Exception):
@@ -76,35 +67,3 @@ class KeyValues:
     @property
     def bytes(self) -> int:
         return sum(x.numel() * x.element_size() for pair in self.layers.values() for x in pair)
-
-
-class PrefixCache:
-    """Keys and values of pictures that come `again`, kept from their first run to their second; `room` in bytes."""
-
-    def __init__(
-        self, language: LanguageModel, images: ImageTokens, again: Iterable[int] = (), room: int | None = None
-    ):
-        self.language, self.images, self.again = language, images, set(again)
-        gpu = language.device.type == "cuda"
-        free = free_memory(language.device) // 4 if gpu else 2**27
-        self.room = free if room is None else room
-        self.held: dict[tuple, KeyValues] = {}
-        self.seen: set[tuple] = set()
-
-    def keys(self, frame: Frame, pictures: np.ndarray) -> KeyValues:
-        """Those of pictures up to the last image token, row by row; only pictures that are not held are run."""
-        keys = [(frame.prefix, int(p)) for p in pictures]
-        new = [k for k, key in enumerate(keys) if key not in self.held]
-        if not new:
-            return KeyValues.stacked([self.held.pop(key) for key in keys])
-        batch = self.language.prefill(frame, pick(self.images, pictures[new])).keys
-        rows = {k: batch.row(i) for i, k in enumerate(new)}
-        out = batch
-        if len(new) < len(keys):
-            out = KeyValues.stacked([rows[k] if k in rows else self.held.pop(key) for k, key in enumerate(keys)])
-        for k, row in rows.items():
-            first = keys[k] not in self.seen
-            if first and keys[k][1] in self.again and (len(self.held) + 1) * row.bytes <= self.room:
-                self.held[keys[k]] = row.rows([0])  # a copy: a view would hold the whole batch
-            self.seen.add(keys[k])
-        return out
