@@ -14,6 +14,7 @@ from lib.artifact import figures, storage
 DRAW = """
 import pandas as pd
 from lib.artifact import figures
+from lib.engine import embedded
 figures.use_style()
 fig, ax = figures.panels(width=3.4)
 data = pd.DataFrame({"slot": [0, 1, 2], "probability": [.1, .5, .9], "low": [0, .4, .8], "high": [.2, .6, 1]})
@@ -49,13 +50,17 @@ def test_roles_drawn_together_differ_in_line_and_marker():
         ["none", "order", "random", "shuffled"],
         ["held_out", "control", "shuffled"],
         ["left", "right", "above", "below"],
-        ["reference", "joint", "vision_only", "backbone_only"],
         ["encoder", "backbone"],
         ["repaired", "broken"],
     ):
         looks = [figures.ROLES[role] for role in together]
         for field in ("line", "marker"):
             assert len({getattr(look, field) for look in looks}) == len(looks), (together, field)
+
+
+def test_models_differ_in_marker_and_those_of_one_colour_in_line():
+    looks = [figures.ROLES[name] for name in embedded.NAMES]
+    assert len({look.marker for look in looks}) == len({(look.colour, look.line) for look in looks}) == len(looks)
 
 
 def test_outline_of_a_mask_is_its_border():

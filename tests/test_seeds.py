@@ -1,23 +1,20 @@
-"""Training seeds: names, collected ledgers, and what seeds say together; every shipped seed reaches the bar."""
+"""Training seeds: names, collected ledgers, and what seeds say together."""
 
-import pandas as pd
 import pytest
 
-from lib import places
 from lib.analysis.statistics import Estimate
 from lib.artifact import ledger, seeds
 from lib.engine import checkpoints
 from lib.errors import UserError
-from lib.stimuli.questions import SETTINGS
 
 
 @pytest.fixture
 def house(tmp_path, monkeypatch):
     """Two seeds of each recipe by name, ledgers of the published ones and of the others."""
     monkeypatch.setenv("DUAL_OUTPUTS", str(tmp_path / "outputs"))
-    members = {recipe: {0: recipe, 1: f"{recipe}-seed1"} for recipe in seeds.OVER_SEEDS}
-    monkeypatch.setattr(seeds, "seeds", lambda recipe: members[recipe])
-    for recipe in seeds.OVER_SEEDS:
+    members = {recipe: {0: recipe, 1: f"{recipe}-seed1"} for recipe in ("reference", "joint")}
+    monkeypatch.setattr(seeds, "seeds", lambda recipe: members.get(recipe, {0: recipe}))
+    for recipe in members:
         write(recipe, 0.9)
     monkeypatch.setenv("DUAL_OUTPUTS", str(tmp_path / "work"))
     write("reference-seed1", 0.8)
@@ -59,18 +56,6 @@ def test_the_figure_has_a_panel_per_metric(house):
     assert len(figure.axes) == table["metric"].nunique() == 1
     heights = [container[0].get_ydata() for container in figure.axes[0].containers]
     assert sorted(y for part in heights for y in part) == sorted(table["value"])
-
-
-def shipped_seeds():
-    return [name for recipe in seeds.OVER_SEEDS for name in checkpoints.seeds(recipe).values()]
-
-
-@pytest.mark.parametrize("name", shipped_seeds())
-def test_every_shipped_seed_reaches_the_bar(name):
-    """At least .98 in each direction on lines of three that training never showed."""
-    table = pd.read_csv(places.MODELS / name / "accuracy.csv")
-    tested = table[table["setting"].isin(SETTINGS) & (table["split"] == "test")]
-    assert len(tested) == 12 and (tested["accuracy"] >= 0.98).all()
 
 
 @pytest.mark.parametrize("codes, code", [([0], 0), ([0, -9], 1), ([0, 2], 2), ([1, -15, 2], 1), ([0, 0], 0)])

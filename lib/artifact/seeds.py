@@ -18,12 +18,17 @@ import pandas as pd
 from lib import places
 from lib.artifact import figures, ledger, storage
 from lib.engine.checkpoints import seeds
-from lib.engine.embedded import OVER_SEEDS, PLAN
+from lib.engine.embedded import COMPARED, PLAN
 from lib.errors import UserError, cli
 from lib.places import show
 
 WORK = places.ROOT / "seeds"
 COLUMNS = ["recipe", "seed", "claim", "metric", "where", "value", "low", "high", "n", "verdict"]
+
+
+def recipes() -> list[str]:
+    """Those of which several trainings are shipped."""
+    return [recipe for recipe in COMPARED if len(seeds(recipe)) > 1]
 
 
 def folder() -> Path:
@@ -35,7 +40,7 @@ def run_others(work: Path, fresh: bool) -> int:
     """The notebooks of the plan on every seed but the published one, each recipe by a call of the runner; its exit
     code."""
     codes = [0]
-    for recipe in OVER_SEEDS:
+    for recipe in recipes():
         chosen = PLAN[recipe]
         names = [name for number, name in seeds(recipe).items() if number]
         if names:
@@ -55,7 +60,7 @@ def exit_code(codes: list[int]) -> int:
 def collected(work: Path) -> pd.DataFrame:
     """The ledgers of all seeds, a row per recipe, seed, metric and place (`ledger.where`); a UserError where one is missing."""
     rows = []
-    for recipe in OVER_SEEDS:
+    for recipe in recipes():
         for number, name in seeds(recipe).items():
             path = (work / name / "ledger.json") if number else ledger.path(name)
             if not path.is_file():
@@ -83,10 +88,10 @@ def draw(table: pd.DataFrame):
     for ax, (metric, measure) in zip(axes.flat, metrics, strict=False):
         part = table[table["metric"] == metric]
         names = list(dict.fromkeys(part["where"]))
-        for place, recipe in enumerate(OVER_SEEDS):
+        for place, recipe in enumerate(dict.fromkeys(table["recipe"])):
             rows, look = part[part["recipe"] == recipe], figures.look(recipe)
             order = rows["seed"].map(sorted(set(rows["seed"])).index)
-            x = rows["where"].map(names.index) + (place - 0.5) * 0.4 + (order - 1) * 0.1
+            x = rows["where"].map(names.index) + (place + 0.5) / table["recipe"].nunique() * 0.8 - 0.4 + (order - 1) * 0.06
             bars = [rows["value"] - rows["low"], rows["high"] - rows["value"]]
             style = {"fmt": look.marker, "color": look.colour, "elinewidth": 1, "label": f"{recipe}, seeds in order"}
             ax.errorbar(x, rows["value"], [bar.clip(lower=0) for bar in bars], **style)
@@ -95,7 +100,7 @@ def draw(table: pd.DataFrame):
         ax.set_xticks(range(len(names)), [name.replace(", ", "\n") for name in names])
     for ax in axes.flat[len(metrics) :]:
         ax.remove()
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(OVER_SEEDS))
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=table["recipe"].nunique())
     return figure
 
 
@@ -104,11 +109,14 @@ def main(argv=None) -> int:
     parser.add_argument("--fresh", action="store_true", help="run what is up to date, too")
     parser.add_argument("--work", type=Path, default=WORK, help="where the seeds' own runs go (default: seeds/)")
     arguments = parser.parse_args(argv)
+    if not recipes():
+        print("One training of each recipe is shipped: there are no seeds to compare.")
+        return 0
     code = run_others(arguments.work, arguments.fresh)
     if code:
         return code
     table = collected(arguments.work)
-    members = {recipe: list(seeds(recipe)) for recipe in OVER_SEEDS}
+    members = {recipe: list(seeds(recipe)) for recipe in recipes()}
     figures.save(draw(table), "seeds", table, "seeds", folder=folder(), training_seeds=members)
     print(agreed(table).to_string(index=False))
     print(f"the claims over training seeds are in {show(folder())}")

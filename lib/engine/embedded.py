@@ -11,33 +11,43 @@ from typing import Literal
 class Embedded:
     """One embedded model.
 
-    purpose: the default, a contrast that is reported beside it, or a calibration model, built so that the answer to
-    "where does order come from" is known. notebooks: the numbers of those that the default run
-    gives it, None for all. colour, line and marker: its look in every figure, in matplotlib's terms.
+    purpose: "default"; "staged", made in stages like it (encoder trained first, then frozen) with another position
+    scheme; "joint", everything trained at once; "planted", built so that it is known where order comes from. notebooks:
+    the numbers of those that the default run gives it, None for all. colour, line and marker: its look in every figure,
+    in matplotlib's terms; models of one architecture share a colour, those of one purpose a line.
     """
 
     name: str
-    purpose: Literal["default", "contrast", "calibration"]
+    purpose: Literal["default", "staged", "joint", "planted"]
     notebooks: tuple[str, ...] | None
     colour: str
-    line: str | tuple = "-"
-    marker: str = "o"
-    seeds_compared: bool = False  # are the claims collected over several training seeds?
+    line: str
+    marker: str
 
 
-LONG_DASHES = (0, (6, 1.5))
+BLACK, BLUE, GREEN, VERMILLION = "#000000", "#0072B2", "#009E73", "#D55E00"
+ORANGE, PURPLE, SKY, GREY = "#E69F00", "#CC79A7", "#56B4E9", "#777777"
+MECHANISM = ("02", "03", "04")  # notebooks that ask where order comes from
 MODELS = (
-    Embedded("reference", "default", None, "#000000", "-", "o", seeds_compared=True),
-    Embedded("joint", "contrast", ("02", "03", "04"), "#CC79A7", "--", "s", seeds_compared=True),
-    Embedded("vision_only", "calibration", (), "#0072B2", "-.", "^"),
-    Embedded("backbone_only", "calibration", (), "#E69F00", LONG_DASHES, "D"),
-    Embedded("joint_random", "contrast", ("02", "03", "04"), "#009E73", LONG_DASHES, "v"),
+    Embedded("reference", "default", None, BLACK, "-", "o"),
+    Embedded("qwen_style", "staged", MECHANISM, BLUE, "-", "^"),
+    Embedded("gemma_style", "staged", MECHANISM, GREEN, "-", "v"),
+    Embedded("pixtral_style", "staged", MECHANISM, VERMILLION, "-", "D"),
+    Embedded("joint", "joint", MECHANISM, BLACK, "--", "s"),
+    Embedded("qwen_joint", "joint", ("02",), BLUE, "--", "<"),
+    Embedded("gemma_joint", "joint", ("02",), GREEN, "--", ">"),
+    Embedded("pixtral_joint", "joint", ("02",), VERMILLION, "--", "d"),
+    Embedded("vision_only", "planted", (), SKY, "-.", "P"),
+    Embedded("backbone_only", "planted", (), ORANGE, "-.", "X"),
+    Embedded("split", "planted", (), PURPLE, "-.", "*"),
+    Embedded("redundant", "planted", (), GREY, "-.", "h"),
+    Embedded("strip_code", "planted", (), GREY, ":", "p"),
 )
 
 NAMES = tuple(model.name for model in MODELS)
 DEFAULT = next(model.name for model in MODELS if model.purpose == "default")
-COMPARED = tuple(model.name for model in MODELS if model.purpose != "calibration")  # claims side by side
-OVER_SEEDS = tuple(model.name for model in MODELS if model.seeds_compared)
+PLANTED = tuple(model.name for model in MODELS if model.purpose == "planted")
+COMPARED = tuple(model.name for model in MODELS if model.purpose != "planted")  # claims side by side
 PLAN = {model.name: model.notebooks for model in MODELS if model.notebooks != ()}  # the default run
 
 
