@@ -10,11 +10,12 @@ import pytest
 
 from lib import places
 from lib.artifact import figures, storage
+from lib.engine import embedded
 
 DRAW = """
 import pandas as pd
 from lib.artifact import figures
-from lib.engine import embedded
+
 figures.use_style()
 fig, ax = figures.panels(width=3.4)
 data = pd.DataFrame({"slot": [0, 1, 2], "probability": [.1, .5, .9], "low": [0, .4, .8], "high": [.2, .6, 1]})
