@@ -1,12 +1,12 @@
-# make run     execute the notebooks headlessly into outputs/   (MODEL=reference NOTEBOOKS=01,03 ARGS=--fresh)
+# make run     execute the notebooks headlessly into runs/      (MODEL=reference NOTEBOOKS=01,03 ARGS=--fresh)
 # make test    the tests                                        (ARGS="-k scenes")
-# make seeds   the notebooks on every shipped training seed of reference and joint; collects the claims in outputs/seeds/
+# make seeds   the notebooks on every shipped training seed; collects the claims in outputs/seeds/
 # make lab     JupyterLab on the notebooks
 # make site    the HTML edition of outputs/ in site/: notebooks, figures, claims, an index
 # make test-browser   the notebooks in JupyterLab and the HTML edition in headless Chromium (needs Node.js 20 and Chromium;
 #                     NOTEBOOKS=01 chooses; screenshots in tests/browser/screenshots/)
 # make lint    ruff over the code
-# make clean   remove .venv and caches; outputs/ stays
+# make clean   remove .venv and caches; runs/ and outputs/ stay
 #
 # Each sets up .venv first when that is missing or older than pyproject.toml and constraints.txt. Works with GNU make 3.81.
 # PYTHON=python3.12 chooses the interpreter; CONSTRAINTS=/dev/null takes any versions pyproject.toml allows.
@@ -26,7 +26,7 @@ help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed '/^$$/,$$d'
 
 run: $(READY)
-	@echo "Running the notebooks into outputs/ (minutes on two CPU cores; what is up to date is skipped)."
+	@echo "Running the notebooks into runs/ (minutes on two CPU cores; what this machine has run and is up to date is skipped)."
 	@$(BIN)/python -m lib.run $(if $(MODEL),--model '$(MODEL)') $(if $(NOTEBOOKS),--notebooks '$(NOTEBOOKS)') $(ARGS)
 
 test: $(READY)

@@ -4,8 +4,8 @@
 #   snakemake --cores 2                                       two notebooks at a time on this machine
 #   snakemake --config models=reference,qwen2-vl-2b notebooks=02,03 gpus=1 --executor slurm --jobs 8
 #
-# A job is `python -m lib.run --model M --notebooks N`: it skips what is up to date and leaves the rest of outputs/ alone.
-# That is why what Snakemake sees of it is a mark in outputs/.snakemake/ - it deletes its outputs before a job.
+# A job is `python -m lib.run --model M --notebooks N`: it skips what is up to date and leaves the rest of runs/ alone.
+# That is why what Snakemake sees of it is a mark in runs/.snakemake/ - it deletes its outputs before a job.
 
 import sys
 

@@ -80,7 +80,7 @@ def main() -> None:
         "max_abs_difference": float(np.abs(ours - np.stack(theirs)).max()),
     }
     print(pd.DataFrame([row]).to_string(index=False))
-    path = places.outputs() / "benchmarks" / "nnsight.csv"
+    path = places.PUBLISHED / "benchmarks" / "nnsight.csv"
     storage.write_csv(pd.DataFrame([row]), path, storage.provenance(options.model, 0, pairs=options.pairs))
 
 

@@ -401,12 +401,12 @@ def main() -> None:
     if options.slots:
         table = against_slots(vlm, pairs, max(1, options.naive_pairs // 4), options.device).assign(**facts)
         record(table, "slots", ["sweep", "model", "layers", "device", "how", "slots"], options)
-        draw(table, places.outputs() / "benchmarks" / f"slots_{options.model}")
+        draw(table, places.PUBLISHED / "benchmarks" / f"slots_{options.model}")
 
 
 def record(table: pd.DataFrame, name: str, keys: list[str], options: argparse.Namespace) -> None:
     """Write rows, in place of older ones with the same keys."""
-    path = places.outputs() / "benchmarks" / f"{name}.csv"
+    path = places.PUBLISHED / "benchmarks" / f"{name}.csv"
     if path.exists():
         table = pd.concat([storage.read_csv(path), table]).drop_duplicates(keys, keep="last", ignore_index=True)
     parameters = {key: value for key, value in vars(options).items() if key != "model"}

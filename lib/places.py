@@ -10,15 +10,19 @@ NOTEBOOKS = ROOT / "notebooks"
 DATA = ROOT / "data" if CHECKOUT else LIB / "data"  # a package carries it inside (pyproject.toml, package-dir)
 MODELS = DATA / "models"
 OBJECTS = DATA / "objects"
-OUTPUTS = (
-    ROOT if CHECKOUT else Path.cwd()
-) / "outputs"  # the published results; code asks outputs(), which may be redirected
+PUBLISHED = ROOT / "outputs"  # the published record, committed; only `lib.run --publish` writes there
+RUNS = (ROOT if CHECKOUT else Path.cwd()) / "runs"  # what this machine has run; code asks outputs()
 
 
 def outputs(model: str | None = None) -> Path:
-    """The results folder, or one model's part of it; DUAL_OUTPUTS in the environment redirects all of it."""
-    root = Path(os.environ.get("DUAL_OUTPUTS") or OUTPUTS)
+    """The results folder, or one model's part of it: runs/, unless DUAL_OUTPUTS in the environment names another."""
+    root = Path(os.environ.get("DUAL_OUTPUTS") or RUNS)
     return root if model is None else root / model_name(model)
+
+
+def use_published() -> None:
+    """Let everything in this process read (and write) the published record."""
+    os.environ.setdefault("DUAL_OUTPUTS", str(PUBLISHED))
 
 
 def model_name(model: str) -> str:

@@ -1,9 +1,10 @@
 """Run the notebooks headlessly: `python -m lib.run --model reference --notebooks 01,03 -p seed=1`.
 
-Everything that can be wrong with a call is refused before the first notebook starts. Each notebook that
-finishes leaves an executed copy in outputs/<model>/notebooks/ and a stamp in outputs/<model>/runs/ that says
-what it was made from; the next call skips what is there and still matches. Exit codes: 0 all well, 1 a
-notebook failed (or --verify found something stale), 2 bad input.
+Everything that can be wrong with a call is refused before the first notebook starts. Each notebook that finishes leaves
+an executed copy in runs/<model>/notebooks/ and a stamp in runs/<model>/runs/ that says what it was made from; the next
+call skips what is there and still matches. At the end the runs are compared with the published record in outputs/. Exit
+codes: 0 all well, 1 a notebook failed or a value differs from the record (or --verify found something stale), 2 bad
+input.
 """
 
 import argparse
@@ -17,8 +18,10 @@ import tempfile
 import time
 from pathlib import Path
 
+import pandas as pd
+
 from lib import files, places
-from lib.artifact import record, storage
+from lib.artifact import comparison, record, storage
 from lib.artifact.notebooks import Notebook, choose_notebooks, tidy, write_notebook
 from lib.engine.checkpoints import Model, find_model, hub_digest, known_models, shipped
 from lib.engine.embedded import DEFAULT, PLAN
@@ -188,7 +191,19 @@ def run_all(jobs: list[tuple[Model, Notebook]], values: dict[str, dict], fresh: 
             print(f"error: {model.name} {notebook.name}: {reason(error)}{look}", file=sys.stderr, flush=True)
     record.write_summary()
     say(f"total {time.monotonic() - started:.0f} s; results are in {show(places.outputs())}")
+    codes.add(compared(jobs))
     return 1 if 1 in codes else max(codes)
+
+
+def compared(jobs: list[tuple[Model, Notebook]]) -> int:
+    """Hold the runs against the published record and say how they agree; 1 where they do not."""
+    if places.outputs().resolve() == places.PUBLISHED.resolve():
+        return 0
+    runs = [(model.name, notebook.name) for model, notebook in jobs]
+    tables = [comparison.compare(*run) for run in runs if comparison.comparable(*run)]
+    text, agree = comparison.report(pd.concat(tables) if tables else pd.DataFrame())
+    say(text)
+    return 0 if agree else 1
 
 
 # Looking
@@ -214,12 +229,14 @@ def list_all(notebooks: list[Notebook], models_folder: Path) -> int:
 
 
 def verify_all(notebooks: list[Notebook], models_folder: Path) -> int:
-    """Does all of outputs/ still belong to the present code? Prints what does not; exit code 1 then."""
+    """Does all of the published record still belong to the present code? Prints what does not; exit code 1 then."""
     runs, results = record.runs(), record.results()
     complaints = record.complaints(notebooks, models_folder)
     for complaint in complaints:
         print(f"stale: {complaint}")
-    verdict = f"{len(complaints)} stale, `make run` repairs that" if complaints else "all belong to this code"
+    verdict = (
+        f"{len(complaints)} stale, `make run` and `--publish` repair that" if complaints else "all belong to this code"
+    )
     print(f"checked {len(runs)} notebook runs and {len(results)} results in {show(places.outputs())}: {verdict}")
     return 1 if complaints else 0
 
@@ -264,7 +281,7 @@ def readable(text: str) -> Path:
 def existing(text: str) -> Path:
     """The folder that --outputs names."""
     if not text.strip():
-        raise UserError("--outputs names no folder: leave it out to write to outputs/")
+        raise UserError("--outputs names no folder: leave it out to write to runs/")
     folder = readable(text).resolve()
     if folder.exists() and not folder.is_dir():
         raise files.unwritable(folder, NotADirectoryError(errno.ENOTDIR, "it is a file"))
@@ -308,11 +325,13 @@ def parse(argv) -> argparse.Namespace:
         help="override a parameter of the chosen notebooks that have it",
     )
     parser.add_argument("--fresh", action="store_true", help="run what is up to date, too")
-    parser.add_argument("--outputs", metavar="FOLDER", help="write there instead of outputs/")
+    parser.add_argument("--outputs", metavar="FOLDER", help="write there instead of runs/")
     parser.add_argument("--list", action="store_true", help="show models, notebooks and their parameters")
     parser.add_argument("--summary", action="store_true", help="only write summary.csv anew and show it")
-    parser.add_argument("--publish", action="store_true", help="put the outputs of `reference` into notebooks/, too")
-    parser.add_argument("--verify", action="store_true", help="tell which results no longer belong to the code")
+    parser.add_argument("--publish", action="store_true", help="make runs/ the published record: outputs/, notebooks/")
+    parser.add_argument(
+        "--verify", action="store_true", help="tell which published results are not of this code"
+    )
     return parser.parse_args(argv)
 
 
@@ -324,12 +343,15 @@ def main(argv=None, notebooks_folder: Path = places.NOTEBOOKS, models_folder: Pa
     if args.list:
         return list_all(notebooks, models_folder)
     if args.verify:
+        places.use_published()
         return verify_all(choose_notebooks([], notebooks_folder), models_folder)
     if args.summary:
         return show_summary()
     if args.publish:
-        record.publish(notebooks, models_folder)
-        print(f"{show(notebooks_folder)} shows the outputs of `reference`")
+        record.publish(choose_notebooks([], notebooks_folder), models_folder)
+        print(
+            f"{show(places.PUBLISHED)} is what {show(places.outputs())} was; {show(notebooks_folder)} shows `{DEFAULT}`"
+        )
         return 0
     values = choose_parameters(args.parameters, notebooks)
     jobs = choose_jobs(args.model, notebooks, models_folder)

@@ -13,7 +13,7 @@ from lib import places
 from lib.artifact import notebooks, record
 
 SOURCES = sorted(places.NOTEBOOKS.glob("[0-9]*.ipynb"))
-PUBLISHED = sorted(places.OUTPUTS.glob("*/notebooks/[0-9]*.ipynb"))
+PUBLISHED = sorted(places.PUBLISHED.glob("*/notebooks/[0-9]*.ipynb"))
 
 
 def name(path: Path) -> str:
@@ -55,7 +55,7 @@ def test_notebooks_show_the_outputs_of_the_reference_model(path):
 
 
 def test_something_is_published():
-    assert PUBLISHED, "outputs/ holds no executed notebook: run `make run`"
+    assert PUBLISHED, "outputs/ holds no executed notebook: run `make run`, then `python -m lib.run --publish`"
 
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=name)

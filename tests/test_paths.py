@@ -108,7 +108,7 @@ def test_outputs_go_by_short_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "mine")
     assert places.outputs(".") == tmp_path / "mine"
     monkeypatch.delenv("DUAL_OUTPUTS")
-    assert places.outputs("reference") == places.ROOT / "outputs/reference"
+    assert places.outputs("reference") == places.ROOT / "runs/reference"
 
 
 def test_provenance_names_everything(note):

@@ -5,6 +5,7 @@ Tests compare them with the files. A part stands between the lines <!-- name -->
 
 import pandas as pd
 
+from lib import places
 from lib.artifact import ledger, record, seeds, storage
 from lib.engine.checkpoints import shipped
 from lib.engine.embedded import COMPARED
@@ -107,6 +108,7 @@ def renewed(text: str, name: str, part: str) -> str:
 
 
 def main() -> None:
+    places.use_published()
     for (path, name), make in PARTS.items():
         write_bytes(path, renewed(path.read_text("utf-8"), name, make()).encode())
         print(f"{show(path)}: {name}")

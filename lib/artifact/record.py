@@ -1,8 +1,9 @@
-"""What lies in outputs/: runs, figures, ledgers; whether it all belongs to the present code; models side by side.
+"""What lies in a results folder: runs, figures, ledgers; whether it belongs to the present code; models side by side.
 
 Floor 5, below the runner and the HTML edition: reads results, computes none.
 """
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from lib import files, places
 from lib.artifact import ledger, storage
 from lib.artifact.notebooks import Notebook, load_notebook
 from lib.engine.checkpoints import find_model, folder_digest, known_models, seeds, shipped
-from lib.engine.embedded import rank
+from lib.engine.embedded import DEFAULT, PLAN, rank
 from lib.errors import UserError
 from lib.places import show
 
@@ -55,20 +56,35 @@ def figures(model: str) -> list[Path]:
     return sorted((places.outputs(model) / "figures").glob("[!.]*.png"))
 
 
-# The outputs of the reference model in notebooks/, where a code host shows them
+# Publishing
 
 
 def publish(notebooks: list[Notebook], models_folder: Path) -> None:
-    """Each notebook becomes its executed copy: the same cells, with the outputs of `reference`."""
+    """Make this machine's runs of the plan the published record: outputs/ takes the place of what was there, and each
+    notebook becomes its executed copy, the same cells with the outputs of the default model."""
+    if places.outputs().resolve() == places.PUBLISHED.resolve():
+        raise UserError(f"{show(places.PUBLISHED)} is what is published: publish from runs/ or another folder")
+    planned = {
+        model: [notebook for notebook in notebooks if numbers is None or notebook.name.startswith(numbers)]
+        for model, numbers in PLAN.items()
+        if model in shipped(models_folder)
+    }
+    for model, chosen in planned.items():
+        for notebook in chosen:
+            executed, _ = run_files(notebook.name, model)
+            why = stale_run(notebook.name, model, {notebook.name: notebook}, models_folder)
+            if not why and model == DEFAULT and load_notebook(executed).digest != notebook.digest:
+                why = "it was run with other parameters"
+            if why:
+                raise UserError(f"{show(executed)} cannot be published: {why}; `make run` makes it anew")
+    for old in places.PUBLISHED.glob("*/ledger.json"):
+        shutil.rmtree(old.parent)  # of a model: other folders (benchmarks, seeds) have no ledger
+    for model in planned:
+        unfinished = shutil.ignore_patterns(".*", "*.failed.ipynb")
+        shutil.copytree(places.outputs(model), places.PUBLISHED / model, ignore=unfinished)
     for notebook in notebooks:
-        executed, _ = run_files(notebook.name, "reference")
-        why = stale_run(notebook.name, "reference", {notebook.name: notebook}, models_folder)
-        if not why and load_notebook(executed).digest != notebook.digest:
-            why = "it was run with other parameters"
-        if why:
-            raise UserError(f"{show(executed)} cannot be shown in notebooks/: {why}; `make run` makes it anew")
-    for notebook in notebooks:
-        files.write_bytes(notebook.path, run_files(notebook.name, "reference")[0].read_bytes())
+        files.write_bytes(notebook.path, run_files(notebook.name, DEFAULT)[0].read_bytes())
+    files.write_bytes(places.PUBLISHED / "summary.csv", summary_bytes(summary(list(planned))))
 
 
 # Does it belong to this code?
@@ -200,10 +216,10 @@ def summary_path() -> Path:
     return places.outputs() / "summary.csv"
 
 
-def summary() -> pd.DataFrame:
-    """The claims, a row per metric and place (`ledger.where`), a column per model: value, interval, verdict in words."""
+def summary(names: list[str] | None = None) -> pd.DataFrame:
+    """The claims, a row per metric and place (`ledger.where`), a column per model: value, interval and verdict."""
     rows = []
-    for model in models():
+    for model in names or models():
         try:
             for row in ledger.load(model):
                 keys = {"claim": row["claim"], "metric": row["metric"], "where": ledger.where(row)}

@@ -58,7 +58,7 @@ def exit_code(codes: list[int]) -> int:
 
 
 def collected(work: Path) -> pd.DataFrame:
-    """The ledgers of all seeds, a row per recipe, seed, metric and place (`ledger.where`); a UserError where one is missing."""
+    """The ledgers of all seeds, a row per recipe, seed, metric and place; a UserError where one is missing."""
     rows = []
     for recipe in recipes():
         for number, name in seeds(recipe).items():
@@ -91,7 +91,12 @@ def draw(table: pd.DataFrame):
         for place, recipe in enumerate(dict.fromkeys(table["recipe"])):
             rows, look = part[part["recipe"] == recipe], figures.look(recipe)
             order = rows["seed"].map(sorted(set(rows["seed"])).index)
-            x = rows["where"].map(names.index) + (place + 0.5) / table["recipe"].nunique() * 0.8 - 0.4 + (order - 1) * 0.06
+            x = (
+                rows["where"].map(names.index)
+                + (place + 0.5) / table["recipe"].nunique() * 0.8
+                - 0.4
+                + (order - 1) * 0.06
+            )
             bars = [rows["value"] - rows["low"], rows["high"] - rows["value"]]
             style = {"fmt": look.marker, "color": look.colour, "elinewidth": 1, "label": f"{recipe}, seeds in order"}
             ax.errorbar(x, rows["value"], [bar.clip(lower=0) for bar in bars], **style)
@@ -109,6 +114,7 @@ def main(argv=None) -> int:
     parser.add_argument("--fresh", action="store_true", help="run what is up to date, too")
     parser.add_argument("--work", type=Path, default=WORK, help="where the seeds' own runs go (default: seeds/)")
     arguments = parser.parse_args(argv)
+    places.use_published()
     if not recipes():
         print("One training of each recipe is shipped: there are no seeds to compare.")
         return 0

@@ -31,7 +31,7 @@ class Asked:
         return [p for p in self.scene.placements if p is not self.reference]
 
 
-# --- shortcuts: a question -> the things that the shortcut would name (several: a tie) ---------------------------------
+# --- shortcuts: a question -> the things that the shortcut would name (several: a tie) --------------------------------
 
 
 def far_end(asked: Asked) -> list[Placement]:
@@ -82,7 +82,7 @@ def chance(asked: Asked) -> float:
     return 1 / len(asked.others)
 
 
-# --- drawing questions so that no shortcut is right more often than chance ---------------------------------------------
+# --- drawing questions so that no shortcut is right more often than chance --------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ def main(argv=None) -> None:
     parser = argparse.ArgumentParser(prog="python -m lib.artifact.site", description=__doc__)
     parser.add_argument("folder", nargs="?", type=Path, default=FOLDER, help="default: site/")
     folder = parser.parse_args(argv).folder
+    places.use_published()
     if not record.copies():
         raise UserError(f"{show(places.outputs())} holds no executed notebook: `make run` makes them")
     make_empty(folder)

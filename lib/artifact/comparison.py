@@ -1,0 +1,111 @@
+"""A machine's own runs (runs/) held against the published record (outputs/): values, verdicts, tables.
+
+Only runs are compared that were asked the same thing: same notebook, same parameters. Numbers may differ by
+`TOLERANCE`: other processors round differently, and results of kernels depend on it in the last digits.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from lib import places
+from lib.artifact import ledger, storage
+from lib.errors import UserError
+
+TOLERANCE = 0.01  # of a probability, an effect, an accuracy; of larger numbers, this share of them
+COLUMNS = ["model", "file", "what", "ours", "published", "difference"]
+
+
+def comparable(model: str, notebook: str) -> bool:
+    """Whether both places hold a run of a notebook with the same cells and parameters."""
+    stamps = [root / model / "runs" / f"{notebook}.json" for root in (places.outputs(), places.PUBLISHED)]
+    try:
+        ours, published = (storage.read_json(stamp, checked=False) for stamp in stamps)
+    except UserError:
+        return False
+    return all(ours.get(key) == published.get(key) for key in ("notebook", "parameters", "model"))
+
+
+def compare(model: str, notebook: str) -> pd.DataFrame:
+    """Every number of a run that is published, too: model, file, what, ours, published, difference (NaN: words).
+
+    Compared are the rows of the ledger and every table and figure's numbers that the notebook wrote.
+    """
+    parts = [_ledgers(model, notebook)]
+    for path in sorted((places.outputs() / model).glob("*/*.csv")):
+        other = places.PUBLISHED / path.relative_to(places.outputs())
+        if other.is_file() and storage.read_provenance(path).get("notebook") == notebook:
+            parts.append(_tables(model, path, other))
+    return pd.concat([part for part in parts if len(part)] or [pd.DataFrame(columns=COLUMNS)], ignore_index=True)
+
+
+def _ledgers(model: str, notebook: str) -> pd.DataFrame:
+    ours, published = (
+        {(row["metric"], ledger.where(row)): row for row in rows if row["notebook"] == notebook}
+        for rows in (ledger.load(model), _published_ledger(model))
+    )
+    found = []
+    for key in dict.fromkeys([*ours, *published]):
+        mine, theirs = ours.get(key), published.get(key)
+        what = ", ".join(part for part in key if part)
+        if mine is None or theirs is None:
+            found.append((model, "ledger.json", what, bool(mine), bool(theirs), np.inf))
+            continue
+        for field in ("value", "low", "high"):
+            apart = _apart(mine[field], theirs[field])
+            found.append((model, "ledger.json", f"{what}: {field}", mine[field], theirs[field], apart))
+        same = 0.0 if mine["verdict"] == theirs["verdict"] else np.inf
+        found.append((model, "ledger.json", f"{what}: verdict", mine["verdict"], theirs["verdict"], same))
+    return pd.DataFrame(found, columns=COLUMNS)
+
+
+def _published_ledger(model: str) -> list[dict]:
+    path = places.PUBLISHED / model / "ledger.json"
+    return storage.read_json(path) if path.exists() else []
+
+
+def _tables(model: str, path, other) -> pd.DataFrame:
+    """Cell by cell, only the largest difference of each column is kept."""
+    ours, published = storage.read_csv(path), storage.read_csv(other)
+    name = str(path.relative_to(places.outputs() / model))
+    if ours.shape != published.shape or list(ours) != list(published):
+        return pd.DataFrame([(model, name, "shape", str(ours.shape), str(published.shape), np.inf)], columns=COLUMNS)
+    found = []
+    for column in ours:
+        mine, theirs = ours[column], published[column]
+        if pd.api.types.is_numeric_dtype(mine) and pd.api.types.is_numeric_dtype(theirs):
+            apart = np.array([_apart(a, b) for a, b in zip(mine, theirs, strict=True)])
+        else:
+            apart = np.where((mine == theirs) | (mine.isna() & theirs.isna()), 0.0, np.inf)
+        worst = int(apart.argmax()) if len(apart) else None
+        if worst is not None:
+            found.append((model, name, f"{column}, row {worst}", mine[worst], theirs[worst], float(apart[worst])))
+    return pd.DataFrame(found, columns=COLUMNS)
+
+
+def _apart(ours: float, published: float) -> float:
+    """Difference of two numbers, relative where the published one is larger than 1; 0 where both are missing."""
+    if pd.isna(ours) or pd.isna(published):
+        return 0.0 if pd.isna(ours) and pd.isna(published) else np.inf
+    return abs(ours - published) / max(1.0, abs(published))
+
+
+def report(table: pd.DataFrame) -> tuple[str, bool]:
+    """What to tell of a comparison, and whether everything agrees."""
+    if table.empty:
+        return "nothing of this is published with these parameters: no comparison", True
+    wrong = table[table["difference"] > TOLERANCE]
+    if wrong.empty:
+        largest = table["difference"].max()
+        return (
+            f"compared with the published record: all {len(table)} values agree (largest difference {largest:.1g}, "
+            f"allowed {TOLERANCE:g}), all verdicts are the same",
+            True,
+        )
+    lines = [
+        f"  {row.model}/{row.file}, {row.what}: {row.ours}, published {row.published}" for row in wrong.itertuples()
+    ]
+    more = [f"  and {len(lines) - 10} more"] if len(lines) > 10 else []
+    head = f"compared with the published record: {len(wrong)} of {len(table)} values differ by more than {TOLERANCE:g}:"
+    return "\n".join([head, *lines[:10], *more]), False
