@@ -54,6 +54,7 @@ def house(tmp_path, monkeypatch):
     (shadow / "kernel.json").write_text('{"argv": ["false"], "display_name": "mine", "language": "python"}')
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
     monkeypatch.setenv("DUAL_OUTPUTS", str(tmp_path / "out"))
+    monkeypatch.setattr(places, "PUBLISHED", tmp_path / "published")
     return tmp_path
 
 
