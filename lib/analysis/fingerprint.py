@@ -1,0 +1,282 @@
+"""Nine edits of a picture's image tokens that tell four rival explanations apart (PROTOCOL.md 9.2).
+
+A is the clean picture (a, b, c), B its counterfactual, the mirror image (c, b, a); both are asked the same question.
+Every edit changes A's image tokens; its effect is 0 where the answer stays A's and 1 where it becomes B's. An edit sets
+the sources of order at odds, so that it says which of them the answer follows, not what each could do alone (that is
+`ladder`). The rivals: O, the objects' own tokens carry their place; S, the background around an object carries a place
+that the object takes over (the paper's explanation); B, the background carries who stands where, at no particular
+place; P, the language model makes the order from the places of tokens in its input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from lib.analysis import effects, statistics
+from lib.analysis.studies import Study, pictures
+from lib.errors import UserError
+from lib.patching.edits import Interchange, swap
+from lib.patching.sweep import encoder_sweep, token_sweep
+from lib.stimuli.grids import ORIENTATIONS, Grid
+from lib.stimuli.pairs import Pair, mirrored_pairs
+from lib.stimuli.scenes import Scene
+from lib.stimuli.token_sets import Tokens, block, box_tokens
+
+EDITS = {
+    1: "objects crossed with B",
+    2: "strips crossed with B",
+    3: "strips' background crossed with B",
+    4: "middle strip from B, in place",
+    5: "all background from B, in place",
+    6: "all objects from B, in place",
+    7: "outer objects change places within A",
+    8: "outer strips change places within A",
+    9: "strips' background changes places within A",
+}
+RIVALS = {"O": 1, "S": 9, "B": 5, "P": 8}  # each rival's own edit
+RIVAL_NAMES = {
+    "O": "object-local code",
+    "S": "strip code (the paper's)",
+    "B": "scene code in the background",
+    "P": "token place, backbone",
+}
+CHECKS = {"6 - (O + S + P)": (6, "OSP"), "7 - (S + P)": (7, "SP")}  # 0 where effects add up
+
+# What each rival predicts for each edit if it alone decides; None: somewhere between 0 and 1, more with more tokens.
+PREDICTED = {
+    "O": {1: 1, 2: 1, 3: 0, 4: 0, 5: 0, 6: 1, 7: 0, 8: 0, 9: 0},
+    "S": {1: 0, 2: 1, 3: 1, 4: 0, 5: 0, 6: 1, 7: 1, 8: 0, 9: 1},
+    "B": {1: 0, 2: None, 3: None, 4: None, 5: 1, 6: 0, 7: 0, 8: 0, 9: 0},
+    "P": {1: 0, 2: 0, 3: 0, 4: 0, 5: 0, 6: 1, 7: 1, 8: 1, 9: 0},
+}
+
+# --- pairs and their token sets -------------------------------------------------------------------------------
+
+
+def shifted_pairs(setting: str, grid: Grid, n: int, seed: int = 0, **options) -> list[Pair]:
+    """Mirrored pairs whose lines stand at either end of the canvas along their own axis, ends taking turns.
+
+    Entities stand one token closer than in centred lines, or there would be no room: so the first of the line can
+    stand in the middle of the canvas. n pairs per direction; options: see `mirrored_pairs`.
+    """
+    narrow = replace(grid, gap=max(grid.gap - 1, 0))
+    before, behind = narrow.starts[0], grid.side - narrow.starts[2] - grid.entity
+    out: list[Pair] = []
+    for orientation, directions in zip(ORIENTATIONS, (("left", "right"), ("above", "below")), strict=True):
+        ends = [(0, by) if orientation == "horizontal" else (by, 0) for by in (behind, -before)]
+        drawn = [mirrored_pairs(setting, narrow, n, seed, shift=end, directions=directions, **options) for end in ends]
+        out += [two[k % 2] for k, two in enumerate(zip(*drawn, strict=True))]
+    return out
+
+
+@dataclass(frozen=True)
+class LineTokens:
+    """Image tokens of a line of three, where the line stands: objects and strips by place (first, middle, last).
+
+    A strip is the family's own (PROTOCOL.md 1), moved with its object and cut at the canvas; where the canvas cuts an
+    outer strip, both keep the columns (rows) that they have in common, so that they can change places.
+    """
+
+    objects: tuple[Tokens, Tokens, Tokens]
+    strips: tuple[Tokens, Tokens, Tokens]
+    background: Tokens
+
+    @classmethod
+    def of(cls, scene: Scene, grid: Grid, orientation: str) -> LineTokens:
+        objects = tuple(box_tokens(placement.box, grid) for placement in scene.placements)
+        if len(objects) != 3:
+            raise UserError(f"The fingerprint needs pictures of three entities in a line, not of {len(objects)}.")
+        starts = [int(np.divmod(tokens[0], grid.side)[orientation == "horizontal"]) for tokens in objects]
+        own = [
+            {t - grid.starts[k] for t in grid.strip_range(k) if 0 <= t - grid.starts[k] + starts[k] < grid.side}
+            for k in range(3)
+        ]
+        if len(own[0]) != len(own[2]):
+            own[0] = own[2] = own[0] & own[2]
+        everywhere, strips = np.arange(grid.side), []
+        for start, offsets in zip(starts, own, strict=True):
+            band = start + np.sort(list(offsets))
+            strips.append(
+                block(grid, everywhere, band) if orientation == "horizontal" else block(grid, band, everywhere)
+            )
+        return cls(objects, tuple(strips), np.setdiff1d(np.arange(grid.side**2), np.concatenate(objects)))
+
+    @property
+    def strip_backgrounds(self) -> tuple[Tokens, ...]:
+        """Each strip without the line's objects, raster order."""
+        return tuple(np.intersect1d(strip, self.background) for strip in self.strips)
+
+    @property
+    def edits(self) -> dict[int, Interchange]:
+        """The nine edits of this line."""
+        first, _, last = self.objects
+        rest = self.strip_backgrounds
+        whole = [np.concatenate([self.objects[k], rest[k]]) for k in (0, 2)]  # object stays on object
+        objects = np.concatenate(self.objects)
+        in_place = {4: self.strips[1], 5: self.background, 6: objects}
+        return {
+            1: swap(first, last),
+            2: swap(*whole),
+            3: swap(rest[0], rest[2]),
+            **{number: Interchange(tokens, tokens) for number, tokens in in_place.items()},
+            7: swap(first, last, own=True),
+            8: swap(*whole, own=True),
+            9: swap(rest[0], rest[2], own=True),
+        }
+
+
+def alike(study: Study) -> Iterable[tuple[np.ndarray, LineTokens]]:
+    """The study's pairs in groups whose lines stand at the same place: (rows, their token sets)."""
+    places = [(p.orientation, tuple(x.box for x in p.clean.scene.placements)) for p in study.pairs]
+    for place in dict.fromkeys(places):
+        rows = np.array([k for k, other in enumerate(places) if other == place])
+        pair = study.pairs[rows[0]]
+        yield rows, LineTokens.of(pair.clean.scene, study.vlm.grid, pair.orientation)
+
+
+# --- sweeps ---------------------------------------------------------------------------------------------------
+
+
+def sweep(
+    study: Study,
+    numbers: Iterable[int] = tuple(EDITS),
+    slots: Iterable[int] | None = (0,),
+    extra=None,
+    progress: bool = False,
+) -> pd.DataFrame:
+    """Edits at slots of the language model (None: every slot): the rows of `token_sweep`, `edit` as text.
+
+    extra: a function of a group's `LineTokens` that gives further edits {name: Interchange} (the dose).
+    """
+    parts = []
+    for rows, line in alike(study):
+        part = study.rows(rows)
+        edits = {str(number): line.edits[number] for number in numbers} | (extra(line) if extra else {})
+        table = token_sweep(
+            study.vlm, part.clean, edits, part.ids, part.roles, part.other, part.labels, slots, progress
+        )
+        parts.append(table.assign(pair=rows[table["pair"]], centred=is_centred(part)))
+    return pd.concat(parts, ignore_index=True)
+
+
+def encoder_slots(
+    study: Study, numbers: Iterable[int] = tuple(RIVALS.values()), slots=None, progress: bool = False
+) -> pd.DataFrame:
+    """The same edits of the patches inside the image encoder, at encoder slots (None: every slot)."""
+    images, parts = pictures(study), []
+    for rows, line in alike(study):
+        part = study.rows(rows)
+        edits = {str(number): line.edits[number] for number in numbers}
+        table = encoder_sweep(
+            study.vlm, images, part.clean, part.other, edits, part.ids, part.roles, part.labels, slots, progress
+        )
+        parts.append(table.assign(pair=rows[table["pair"]], centred=is_centred(part)))
+    return pd.concat(parts, ignore_index=True)
+
+
+def is_centred(study: Study) -> bool:
+    return all(pair.clean.shift == (0, 0) for pair in study.pairs)
+
+
+# --- what a sweep shows ---------------------------------------------------------------------------------------
+
+CELL = ["setting", "orientation", "centred"]
+
+
+def effect_table(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """The published form: setting, orientation, centred, edit (number), slot, n, effect, low, high.
+
+    Effects are ratios of means over pairs, intervals bootstraps over whole pairs (`effects.summarise`).
+    """
+    out = effects.summarise(table, [*CELL, "edit", "slot"], seed)
+    return out.assign(edit=out["edit"].astype(int)).sort_values([*CELL, "slot", "edit"], ignore_index=True)
+
+
+def moved_at(table: pd.DataFrame, slot: int = 0) -> pd.DataFrame:
+    """How far each edit moved each pair's swing at a slot: one row per pair, one column per edit, and `between`."""
+    cells = effects.moved(table[table["slot"].isin((-1, slot))])
+    wide = cells.pivot(index="pair", columns="edit", values="moved")
+    wide.columns = [int(edit) for edit in wide.columns]
+    return wide.assign(between=cells.drop_duplicates("pair").set_index("pair")["between"])
+
+
+def rival_table(table: pd.DataFrame, slot: int = 0, seed: int = 0) -> pd.DataFrame:
+    """The published form: setting, orientation, centred, rival (O, S, B, P, sum, and the checks), n, value, low, high.
+
+    sum: O + S + B + P. Below 1 no single source overturns the others, above 1 several can. The checks are 0 where
+    effects add up: edit 6 moves what O, S and P follow, edit 7 what S and P follow.
+    """
+    rows = []
+    for key, cell in table.groupby(CELL, sort=False):
+        wide = moved_at(cell, slot)
+        own = {rival: wide[edit] for rival, edit in RIVALS.items()}
+        found = own | {"sum": sum(own.values())}
+        for name, (edit, parts) in CHECKS.items():
+            if edit in wide:
+                found[name] = wide[edit] - sum(own[rival] for rival in parts)
+        for rival, moved in found.items():
+            x = statistics.ratio(moved, wide["between"], seed=seed)
+            rows.append((*key, rival, x.n, x.value, x.low, x.high))
+    return pd.DataFrame(rows, columns=[*CELL, "rival", "n", "value", "low", "high"])
+
+
+def lead(table: pd.DataFrame, rival: str = "S", slot: int = 0, seed: int = 0) -> statistics.Estimate:
+    """A rival's effect minus the largest of the others; every resample of pairs finds its own largest one.
+
+    table: the sweep of one setting, orientation and kind of line.
+    """
+    wide = moved_at(table, slot)
+    own = wide[RIVALS[rival]].to_numpy()
+    others = wide[[edit for name, edit in RIVALS.items() if name != rival]].to_numpy()
+
+    def ahead(own, others, between):
+        return (own.mean() - others.mean(0).max()) / between.mean()
+
+    return statistics.bootstrap(ahead, own, others, wide["between"].to_numpy(), seed=seed)
+
+
+def winner(values: dict[str, tuple[float, float]]) -> str:
+    """Which source the answer follows: a rival, or `several`, or `none`.
+
+    values: rival -> (low, high). A rival decides where its interval lies above 1/2 and above those of all others;
+    several: intervals of two or more reach above 1/4; none: no interval does.
+    """
+    for rival, (low, _) in values.items():
+        if low > 0.5 and all(low > high for other, (_, high) in values.items() if other != rival):
+            return rival
+    return "several" if any(high > 0.25 for _, high in values.values()) else "none"
+
+
+# --- dose -----------------------------------------------------------------------------------------------------
+
+
+def doses(line: LineTokens, parts: Sequence[float] = (0.125, 0.25, 1 / 3, 0.5, 2 / 3, 0.8), seed: int = 0) -> dict:
+    """Background tokens that take B's vectors, in place: random ones, and whole strips of as many.
+
+    Edits "random k" with k tokens (parts of the background), "strips k": background of the middle strip, and of the two
+    outer ones. All background is edit 5.
+    """
+    rng, count = np.random.default_rng(seed), len(line.background)
+    order = rng.permutation(line.background)
+    middle, outer = line.strip_backgrounds[1], np.concatenate(line.strip_backgrounds[::2])
+    sizes = sorted({round(part * count) for part in parts} | {len(middle), len(outer)})
+    random = {f"random {k}": np.sort(order[:k]) for k in sizes if 0 < k < count}
+    strips = {f"strips {len(tokens)}": tokens for tokens in (middle, outer)}
+    return {name: Interchange(tokens, tokens) for name, tokens in (random | strips).items()}
+
+
+def dose_table(table: pd.DataFrame, line: LineTokens, seed: int = 0) -> pd.DataFrame:
+    """Effects by number of background tokens: setting, orientation, centred, region (random, strips), tokens, n,
+    effect, low, high. table: a sweep with edit 5 and `doses` as extra edits; all background belongs to both curves."""
+    found = effects.summarise(
+        table.query("edit == 'none' or edit == '5' or edit.str.contains(' ')"), [*CELL, "edit"], seed
+    )
+    whole = found[found["edit"] == "5"].assign(tokens=len(line.background))
+    named = found[found["edit"] != "5"]
+    named = named.assign(region=named["edit"].str.split().str[0], tokens=named["edit"].str.split().str[1].astype(int))
+    out = pd.concat([named, whole.assign(region="random"), whole.assign(region="strips")])
+    return out.drop(columns="edit").sort_values([*CELL, "region", "tokens"], ignore_index=True)
