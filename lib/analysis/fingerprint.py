@@ -224,6 +224,12 @@ def rival_table(table: pd.DataFrame, slot: int = 0, seed: int = 0) -> pd.DataFra
     return pd.DataFrame(rows, columns=[*CELL, "rival", "n", "value", "low", "high"])
 
 
+def rival(table: pd.DataFrame, name: str, slot: int = 0, seed: int = 0) -> statistics.Estimate:
+    """The effect of a rival's own edit; table: the sweep of one setting, orientation and kind of line."""
+    wide = moved_at(table, slot)
+    return statistics.ratio(wide[RIVALS[name]], wide["between"], seed=seed)
+
+
 def lead(table: pd.DataFrame, rival: str = "S", slot: int = 0, seed: int = 0) -> statistics.Estimate:
     """A rival's effect minus the largest of the others; every resample of pairs finds its own largest one.
 
@@ -249,6 +255,23 @@ def winner(values: dict[str, tuple[float, float]]) -> str:
         if low > 0.5 and all(low > high for other, (_, high) in values.items() if other != rival):
             return rival
     return "several" if any(high > 0.25 for _, high in values.values()) else "none"
+
+
+def in_words(rivals: pd.DataFrame) -> list[str]:
+    """One line per axis and kind of line: which source the answer follows, with the four values.
+
+    rivals: rows of `rival_table` of one setting.
+    """
+    lines = []
+    for (orientation, centred), cell in rivals.groupby(["orientation", "centred"], sort=False):
+        own = cell[cell["rival"].isin(RIVALS)].set_index("rival")
+        said = winner({rival: (row.low, row.high) for rival, row in own.iterrows()})
+        source = {"several": "several sources", "none": "none of the four sources"}.get(said)
+        source = source or f"{RIVAL_NAMES[said]} ({said})"
+        values = ", ".join(f"{rival} {row.value:.2f} [{row.low:.2f}, {row.high:.2f}]" for rival, row in own.iterrows())
+        axis = {"horizontal": "left-right", "vertical": "above-below"}[orientation]
+        lines.append(f"{axis}, {'centred' if centred else 'shifted'} lines: the answer follows {source}: {values}")
+    return lines
 
 
 # --- dose -----------------------------------------------------------------------------------------------------

@@ -162,6 +162,15 @@ def claims(table: pd.DataFrame, seed: int = 0) -> dict[str, statistics.Estimate]
     }
 
 
+def in_words(found: dict[str, statistics.Estimate]) -> str:
+    """The three metrics of `claims` in one line."""
+    lost = {key: f"{x.value:.2f} [{x.low:.2f}, {x.high:.2f}]" for key, x in found.items()}
+    return (
+        f"lost with every object alone at its own place {lost['order_lost_own_place']}, alone in the middle "
+        f"{lost['order_lost_named']}; left {lost['order_left_named']}"
+    )
+
+
 # --- place-blindness ------------------------------------------------------------------------------------------
 
 
