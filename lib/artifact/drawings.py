@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib.collections import LineCollection
 
 from lib.analysis import fingerprint, ladder
 from lib.artifact import figures
@@ -45,16 +47,14 @@ def _tint(ax, edit: Interchange, grid: Grid) -> None:
     mask = np.zeros(grid.side**2, dtype=bool)
     mask[edit.targets] = True
     tint = np.zeros((grid.side, grid.side, 4))
-    tint[mask.reshape(grid.side, grid.side)] = (*_rgb(colour), 0.45)
+    tint[mask.reshape(grid.side, grid.side)] = (*mpl.colors.to_rgb(colour), 0.25)
     ax.imshow(tint, extent=extent, interpolation="nearest")
+    border = figures.outline(mask.reshape(grid.side, grid.side)) * grid.pixels
+    ax.add_collection(LineCollection(border, edgecolor=colour, linewidth=2.0))
     if not np.array_equal(edit.targets, edit.sources):
         half = len(edit.targets) // 2
         ends = [_centre(edit.targets[part], grid) for part in (slice(half), slice(half, None))]
         ax.annotate("", *ends, arrowprops={"arrowstyle": "<->", "color": "black", "lw": 1.2})
-
-
-def _rgb(colour: str) -> tuple[float, ...]:
-    return tuple(int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5))
 
 
 def _centre(tokens: np.ndarray, grid: Grid) -> tuple[float, float]:
@@ -72,7 +72,7 @@ def rivals(table: pd.DataFrame):
         ax.set_xticks(range(len(kinds)), [f"{s}\n{'centred' if c else 'shifted'}" for s, c in kinds], fontsize=7)
         ax.set(title=named, ylim=(-0.15, 1.15))
     axes[0].set_ylabel("effect at slot 0")
-    figures.legend_below(figure, axes[0], **fingerprint.RIVAL_NAMES)
+    figures.legend_below(figure, axes[0], 2, **fingerprint.RIVAL_NAMES)
     return figure
 
 
@@ -85,7 +85,7 @@ def models(table: pd.DataFrame):
         _rival_dots(ax, own, [own[own["model"] == name] for name in names])
         ax.set(title=named, ylim=(-0.15, 1.15), ylabel="effect at slot 0")
     axes[1].set_xticks(range(len(names)), names, rotation=35, ha="right", fontsize=7)
-    figures.legend_below(figure, axes[0], **fingerprint.RIVAL_NAMES)
+    figures.legend_below(figure, axes[0], 2, **fingerprint.RIVAL_NAMES)
     return figure
 
 
@@ -116,7 +116,7 @@ def slots(table: pd.DataFrame, last: str = "", xlabel: str = "slot"):
         if last:
             ax.set_xticklabels([*map(str, ticks[:-1]), last])
     axes[0].set_ylabel("effect")
-    figures.legend_below(figure, axes[0], **fingerprint.RIVAL_NAMES)
+    figures.legend_below(figure, axes[0], 2, **fingerprint.RIVAL_NAMES)
     return figure
 
 
@@ -124,9 +124,9 @@ def dose(table: pd.DataFrame):
     """Effect against the number of background tokens taken from B, random ones and whole strips; returns the figure."""
     figure, axes = figures.panels(1, 2, height=2.2, sharey=True)
     for ax, (axis, named) in zip(axes, AXES.items(), strict=True):
-        for region, role in (("random", "random"), ("strips", "strip")):
+        for region, role, label in (("random", "random", "random tokens"), ("strips", "strip", "whole strips")):
             own = table[(table["orientation"] == axis) & (table["region"] == region)]
-            figures.curve_with_band(ax, own, "tokens", "effect", role, f"{region} background tokens")
+            figures.curve_with_band(ax, own, "tokens", "effect", role, label)
         ax.set(title=named, xlabel="background tokens from B", ylim=(-0.15, 1.15))
     axes[0].set_ylabel("effect at slot 0")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
@@ -149,7 +149,7 @@ def steps(table: pd.DataFrame):
         figures.level(ax, 0, "no order")
         ax.set(title=named, ylim=(-0.35, 1.15))
         ax.set_xticks(range(len(ladder.STEPS)), [step.replace(" ", "\n") for step in ladder.STEPS])
-    axes[0].set_ylabel("order among the two answers; share")
+    axes[0].set_ylabel("order (solid), share (dotted)")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 

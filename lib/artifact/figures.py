@@ -184,11 +184,12 @@ def gallery(pictures: dict, columns: int = 4, frame: bool = False):
     return figure
 
 
-def legend_below(figure, ax, **names: str) -> None:
-    """The legend of `ax` below the whole figure, in one line; `names` renames labels, else _ becomes a space."""
+def legend_below(figure, ax, columns: int = 0, **names: str) -> None:
+    """The legend of `ax` below the whole figure, in one line or so many columns; `names` renames labels, else _ becomes
+    a space."""
     handles, labels = ax.get_legend_handles_labels()
     shown = [names.get(label, label.replace("_", " ")) for label in labels]
-    figure.legend(handles, shown, loc="outside lower center", ncols=len(shown))
+    figure.legend(handles, shown, loc="outside lower center", ncols=columns or len(shown))
 
 
 def dots(ax, data: pd.DataFrame, x: str, y: str, hue: str, hues: Sequence[str] = ()) -> None:

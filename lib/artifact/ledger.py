@@ -209,11 +209,11 @@ def record(model: str, rows: list[dict], notebook: str, seed: int) -> pd.DataFra
 
 
 def table(rows: list[dict]) -> pd.DataFrame:
-    """Rows for reading: claim, what was measured, value with interval, the paper's value, verdict."""
+    """Rows for reading: claim, metric, where, value with interval, units, the paper's value, rule, verdict."""
     return pd.DataFrame(
         {
             "claim": each["claim"],
-            "measured": MEASURES[each["metric"]].description,
+            "metric": each["metric"],
             "where": where(each),
             "value": f"{each['value']:.2f} [{each['low']:.2f}, {each['high']:.2f}]",
             "n": each["n"],
