@@ -329,9 +329,7 @@ def parse(argv) -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="show models, notebooks and their parameters")
     parser.add_argument("--summary", action="store_true", help="only write summary.csv anew and show it")
     parser.add_argument("--publish", action="store_true", help="make runs/ the published record: outputs/, notebooks/")
-    parser.add_argument(
-        "--verify", action="store_true", help="tell which published results are not of this code"
-    )
+    parser.add_argument("--verify", action="store_true", help="tell which published results are not of this code")
     return parser.parse_args(argv)
 
 

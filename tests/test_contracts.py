@@ -58,9 +58,7 @@ def pictures(name, count=4):
 
 def measure(name, contract, *pairs):
     """Record the largest difference over pairs of tensors, and return it."""
-    pairs = [
-        [x.detach() if torch.is_tensor(x) else torch.tensor(np.array(x)) for x in pair] for pair in pairs
-    ]
+    pairs = [[x.detach() if torch.is_tensor(x) else torch.tensor(np.array(x)) for x in pair] for pair in pairs]
     largest = max(float((a - b).abs().max()) for a, b in pairs)
     MEASURED[name, contract] = max(largest, MEASURED.get((name, contract), 0.0))
     return largest
@@ -126,9 +124,7 @@ def test_raster_order(name):
     with torch.no_grad():
         for layer in vlm.encoder.layers:
             for key, weight in layer.named_parameters():
-                if {"proj", "o_proj", "out_proj", "projection_layer"} & set(
-                    key.split(".")
-                ) and "mlp" not in key:
+                if {"proj", "o_proj", "out_proj", "projection_layer"} & set(key.split(".")) and "mlp" not in key:
                     weight.zero_()
     side, pixels = vlm.grid.side, vlm.grid.pixels
     pics = [Image.new("RGB", (vlm.grid.canvas,) * 2, "white")]

@@ -179,9 +179,9 @@ def test_the_blind_backbone_equals_transformers_given_the_same_mask(attn):
     positions = torch.tensor([*range(first), *[first] * 36, *range(first + 1, first + length - last)])
     hidden = vlm.language.embed(prompt, tokens)
     with torch.no_grad():
-        plain = vlm.model(
-            inputs_embeds=hidden, attention_mask=mask[None, None], position_ids=positions[None]
-        ).logits[:, -1]
+        plain = vlm.model(inputs_embeds=hidden, attention_mask=mask[None, None], position_ids=positions[None]).logits[
+            :, -1
+        ]
     assert (vlm.logits(vlm.forward(prompt, tokens).last) - plain).abs().max() < 1e-5
     padded = vlm.tokens(QUESTIONS)
     both = vlm.forward(padded, tokens.expand(2, -1, -1))

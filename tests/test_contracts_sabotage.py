@@ -67,14 +67,10 @@ def test_stale_rope_deltas(use, name):
     """A plain pass leaves rope_deltas behind: explicit positions make the adapter immune, leaving it to the
     model not."""
     vlm = tiny(name)
-    clean = contracts.logits(
-        vlm, contracts.full(vlm, contracts.pictures(name)[:1], contracts.QUESTIONS[:1])[0]
-    )
+    clean = contracts.logits(vlm, contracts.full(vlm, contracts.pictures(name)[:1], contracts.QUESTIONS[:1])[0])
     vlm.language._plans.clear()
     vlm.language.base.rope_deltas = torch.tensor([[-30]])
-    stale = contracts.logits(
-        vlm, contracts.full(vlm, contracts.pictures(name)[:1], contracts.QUESTIONS[:1])[0]
-    )
+    stale = contracts.logits(vlm, contracts.full(vlm, contracts.pictures(name)[:1], contracts.QUESTIONS[:1])[0])
     assert torch.equal(clean, stale)
     use(vlm)
     vlm.language._positions = lambda prompt: None

@@ -76,9 +76,13 @@ def compare(name, edit, same_question):
     for pair in range(2):
         lengths = [vlm.tokens([text]) for _, text in (asked[pair], asked_other[pair])]
         if edit.in_question:
-            targets, sources = ([p + n.length for p in part] for part, n in zip((edit.targets, edit.sources), lengths, strict=True))  # noqa: E501
+            targets, sources = (
+                [p + n.length for p in part] for part, n in zip((edit.targets, edit.sources), lengths, strict=True)
+            )  # noqa: E501
         else:
-            targets, sources = (n.image[0, torch.as_tensor(part)] for part, n in zip((edit.targets, edit.sources), lengths, strict=True))  # noqa: E501
+            targets, sources = (
+                n.image[0, torch.as_tensor(part)] for part, n in zip((edit.targets, edit.sources), lengths, strict=True)
+            )  # noqa: E501
         base = table.query("run == 'clean' and pair == @pair")["probability"].to_numpy()
         for site in SITES:
             for slot in site.slots(vlm.language):

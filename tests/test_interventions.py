@@ -18,9 +18,7 @@ from lib.patching.sweep import amplification_sweep, encoder_sweep, knockout_swee
 
 GRID = np.arange(36).reshape(6, 6)
 LEFT, RIGHT = GRID[:, :2].ravel(), GRID[:, 4:].ravel()
-QUESTIONS = [
-    f"the color of the square {where} the red square is" for where in ("to the left of", "above", "below")
-]
+QUESTIONS = [f"the color of the square {where} the red square is" for where in ("to the left of", "above", "below")]
 ROLES = ["clean", "counterfactual"]
 
 
@@ -88,9 +86,7 @@ def test_token_sets_of_each_pair(vlm, run, ids):
     """One region per pair gives the same as each pair with its own sweep."""
     rng = np.random.default_rng(3)
     targets, sources = (np.stack([rng.permutation(36)[:4] for _ in range(5)]) for _ in range(2))
-    table = token_sweep(
-        vlm, run, {"x": Interchange(targets, sources)}, ids, ROLES, OTHER, slots=[0], progress=False
-    )
+    table = token_sweep(vlm, run, {"x": Interchange(targets, sources)}, ids, ROLES, OTHER, slots=[0], progress=False)
     for pair in range(5):
         images = run.images[run.index[pair]].clone()
         images[targets[pair]] = run.images[OTHER[pair]][sources[pair]]
@@ -239,9 +235,7 @@ def test_ordering_ablation_by_hand():
 
 def test_amplify_by_hand():
     h, w = torch.tensor([[3.0, 4.0]]), torch.tensor([[2.0, 0.0], [0.0, 1.0]])
-    assert torch.allclose(
-        amplify(h, w[:1], 2.0), torch.tensor([[9.0, 4.0]])
-    )  # the part along w, times 1 + alpha
+    assert torch.allclose(amplify(h, w[:1], 2.0), torch.tensor([[9.0, 4.0]]))  # the part along w, times 1 + alpha
     assert torch.allclose(amplify(h, w, 1.0), 2 * h)
     assert torch.allclose(amplify(h, w, 3.0, "add"), h + torch.tensor([6.0, 3.0]))
     assert torch.equal(amplify(h, w, 0.0), h)
@@ -269,9 +263,7 @@ def test_amplification_table(vlm, run, ids):
 def test_knockout_of_nothing_and_of_everything(vlm, run, ids):
     """Cut off from all image tokens, the last token still hears of them through the question."""
     spans = [range(0, 3)]
-    table = knockout_sweep(
-        vlm, run, {"all": np.arange(36), "one": np.array([5])}, ids, ROLES, spans, progress=False
-    )
+    table = knockout_sweep(vlm, run, {"all": np.arange(36), "one": np.array([5])}, ids, ROLES, spans, progress=False)
     assert set(table.columns) == {"pair", "run", "slot", "stop", "edit", "role", "probability", "logit"}
     for pair in range(5):
         clean = cells(table, pair, run="clean")

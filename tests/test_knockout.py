@@ -1,6 +1,5 @@
 """Attention knock-out on the embedded model."""
 
-
 from lib.analysis import knockout, studies
 from lib.patching import sweep
 from lib.stimuli import pairs

@@ -30,14 +30,8 @@ def test_peaks_are_found_where_they_were_planted():
     )
     assert found["order_slot"].value == found["order_slot"].low == found["order_slot"].high == 2
     assert found["attribute_slot"].value == 5 and found["attribute_from"].value == 4
-    assert found["order_before_attribute"].value == 2 and found["order_before_attribute"].n == 40
     assert found["order_peak"].value == pytest.approx(0.8, abs=0.02)
     assert found["order_peak"].low < found["order_peak"].value < found["order_peak"].high
-
-
-def test_attribute_first_counts_below_zero():
-    order, attribute = [[0, 0, 0, 0.9]] * 5, [[0, 1, 1, 1]] * 5
-    assert last_token.peaks(sweep(order=order, attribute=attribute))["order_before_attribute"].value == -2
 
 
 def test_every_resample_looks_for_its_own_maximum():
@@ -57,7 +51,16 @@ def test_stays_above(curve, slot):
 
 def test_an_attribute_that_never_comes_has_no_slot():
     found = last_token.peaks(sweep(order=[[0, 1.0]] * 4, attribute=[[0, 0.2]] * 4))
-    assert np.isnan(found["attribute_from"].value) and np.isnan(found["order_before_attribute"].low)
+    assert np.isnan(found["attribute_from"].value)
+
+
+def test_beyond_words_is_a_difference_of_peaks_averaged_over_axes():
+    picture = sweep(order=[[0, 0.9, 0.1]] * 4 + [[0, 0.2, 0.8]] * 4)
+    words = sweep(order=[[0, 0.1, 0.5]] * 4 + [[0, 0.8, 0.2]] * 4)
+    axes = ["horizontal"] * 4 + ["vertical"] * 4
+    both = [each.assign(orientation=[axes[pair] for pair in each["pair"]]) for each in (picture, words)]
+    found = last_token.beyond_words(*both)
+    assert found.value == pytest.approx((0.9 - 0.5 + 0.8 - 0.8) / 2) and found.n == 8
 
 
 # --- controls -------------------------------------------------------------------------------------------------

@@ -21,9 +21,7 @@ PINS = {
     for line in (ROOT / "constraints.txt").read_text().splitlines()
     if line and not line.startswith("#")
 }
-NEEDED = (
-    "torch transformers jupyterlab papermill seaborn matplotlib pillow pandas numpy scikit-learn nbconvert"
-)
+NEEDED = "torch transformers jupyterlab papermill seaborn matplotlib pillow pandas numpy scikit-learn nbconvert"
 
 
 def test_the_promised_packages_are_required():

@@ -3,7 +3,6 @@
 from itertools import combinations, permutations
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
@@ -70,24 +69,6 @@ def test_without_a_place_code_chance_is_exact():
     found = relations()
     assert found["entities"] == pytest.approx(1 / 2, abs=1e-9) == found["held_out"]
     assert found["control"] > 0.8  # what things are is still there
-
-
-def test_content_independence_is_a_difference_within_objects():
-    rows = [
-        ("row", 0, 5, "entities", 0.5),
-        ("row", 0, 5, "control", 1.0),
-        ("row", 1, 6, "entities", 1.0),
-        ("row", 1, 6, "control", 1.0),
-    ]
-    rows += [
-        ("column", 0, 5, "entities", 0.9),
-        ("column", 0, 5, "control", 0.3),
-        ("column", 1, 6, "control", 0.0),
-    ]  # 1 has no new one
-    table = pd.DataFrame(rows, columns=["orientation", "image", "entity", "test", "correct"])
-    found = slot_probes.content_independence(table)
-    assert found["probe_held_out"].value == pytest.approx(0.8) and found["probe_held_out"].n == 2  # entities
-    assert found["probe_selectivity"].value == pytest.approx((-0.5 + 0 + 0.6) / 3)
 
 
 def test_relations_say_who_is_first():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib.analysis import ablation, interchange, knockout, studies
+from lib.analysis import ablation, interchange, knockout, ladder, studies
 from lib.errors import UserError
 from lib.stimuli import pairs
 
@@ -16,7 +16,7 @@ def test_lines_that_are_shifted_are_refused(model):
     for call in (
         lambda: interchange.regions(study, ["object"]),
         lambda: ablation.ablated_study(model, drawn),
-        lambda: interchange.encoder_interchange_sweep(study, ["object"]),
+        lambda: ladder.steps(study),
         lambda: interchange.partial_strips(study, 1),
         lambda: interchange.in_place(study, "object"),
         lambda: ablation.partial_ablation(study, study, "object"),

@@ -109,6 +109,18 @@ def strip_score_estimate(
     return statistics.Estimate(score, low, high, n), spread.value
 
 
+def beyond_bare(
+    maps: Float[np.ndarray, "image map token label"],
+    bare: Float[np.ndarray, "map token label"],
+    strip: Int[np.ndarray, " token"],
+    seed: int = 0,
+) -> statistics.Estimate:
+    """Strip score of maps, minus the mean score of the same probes' maps of a picture without objects (C3)."""
+    found, _ = strip_score_estimate(maps, strip, seed)
+    without = float(strip_score(bare, strip).mean())
+    return statistics.Estimate(found.value - without, found.low - without, found.high - without, found.n)
+
+
 def permutation_null(
     values: Float[np.ndarray, "token label"], strip, resamples: int = 999, seed: int = 0
 ) -> np.ndarray:

@@ -21,6 +21,8 @@ def answers(vlm: VLM, questions: Sequence[Question], progress: bool = False) -> 
     """One row per question: row, direction, top (the most probable word), correct, kind (`KINDS`, "" if correct)."""
     found = behaviour(vlm, [asked.item for asked in questions], progress)
     found = found.rename(columns={"setting": "row"})[["row", "direction", "top", "correct"]]
+    silent = [asked.target is None for asked in questions]
+    found.loc[silent, "correct"] = found.loc[silent, "top"].str.strip().str.lower() == "nothing"
     kinds = [
         "" if row.correct else stimuli.wrong_kind(asked, row.top.strip())
         for asked, row in zip(questions, found.itertuples(), strict=True)

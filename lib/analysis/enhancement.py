@@ -31,6 +31,7 @@ from lib.errors import UserError
 from lib.patching.edits import along, amplify
 from lib.patching.runs import Run
 from lib.patching.sweep import amplification_sweep
+from lib.stimuli.facts import Fact
 from lib.stimuli.grids import ORIENTATIONS, Grid
 from lib.stimuli.questions import Item, SideItem
 from lib.stimuli.scenes import Scene
@@ -347,6 +348,40 @@ def score(results: pd.DataFrame, by: Sequence[str] = ("condition", "alpha"), see
         found = found.rename(columns={"low": f"{name}_low", "high": f"{name}_high"})
         out = out.merge(found, on=by, how="left")
     return out.rename(columns={"strict_accuracy_low": "low", "strict_accuracy_high": "high"})
+
+
+def beyond_random(results: pd.DataFrame, condition: str, seed: int = 0) -> statistics.Estimate:
+    """Share of failures that a condition repairs, minus the mean over the random ones, each at its best alpha (C7).
+
+    results: a `sweep` of failures alone; conditions called "random ..." are the null. Resampled are whole scenes; n
+    counts failures, because the rule asks for a number of them.
+    """
+    best = in_sample(results, "repaired")
+    own = best[best["condition"] == condition].set_index("item")
+    null = best[best["condition"].str.startswith("random")].groupby("item")["after"].mean()
+    found = statistics.difference(own["after"], null.reindex(own.index), units=own["scene"], seed=seed)
+    return replace(found, n=len(own))
+
+
+def unrelated(vlm: VLM, facts: Sequence[Fact], directions: Directions, alpha: float) -> pd.DataFrame:
+    """Questions that are not about space, without enhancement and with it, along the directions of both axes.
+
+    One row per question: form (colour, shape, presence, number), before, after (the most probable token of the whole
+    vocabulary is the answer).
+    """
+    images, index = vlm.distinct([fact.scene.image(vlm.grid.canvas) for fact in facts])
+    run = Run.of(vlm, [fact.question for fact in facts], images, index)
+    ids = vlm.candidates([[fact.answer] for fact in facts])
+    every = torch.cat(list(directions.values()))
+    table = amplification_sweep(vlm, run, {"order": every}, [alpha], ids, ("answer",), progress=False)
+    wide = table.pivot(index="pair", columns="edit", values="is_top")
+    return pd.DataFrame(
+        {
+            "form": [fact.form for fact in facts],
+            "before": wide["none"].to_numpy(bool),
+            "after": wide["order"].to_numpy(bool),
+        }
+    )
 
 
 def unenhanced(results: pd.DataFrame) -> pd.DataFrame:

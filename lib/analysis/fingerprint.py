@@ -95,7 +95,7 @@ class LineTokens:
             {t - grid.starts[k] for t in grid.strip_range(k) if 0 <= t - grid.starts[k] + starts[k] < grid.side}
             for k in range(3)
         ]
-        if len(own[0]) != len(own[2]):
+        if own[0] != own[2]:
             own[0] = own[2] = own[0] & own[2]
         everywhere, strips = np.arange(grid.side), []
         for start, offsets in zip(starts, own, strict=True):

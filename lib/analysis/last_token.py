@@ -55,6 +55,21 @@ def same_question_pairs(pairs: Sequence[Pair], grid: Grid) -> list[Pair]:
     return out
 
 
+def beyond_words(table: pd.DataFrame, words: pd.DataFrame, seed: int = 0) -> statistics.Estimate:
+    """Largest mean P(order) over slots minus the largest of the control, mean of the two axes (C1).
+
+    table: a sweep; words: that of the same pairs by `on_empty_picture`. Every resample of pairs finds its own maxima.
+    """
+    both = [curves(rows, role="order") for rows in (table, words)]
+    axis = table.drop_duplicates("pair").sort_values("pair")["orientation"].to_numpy()
+
+    def beyond(order, control, axis):
+        peaks = [order[axis == a].mean(0).max() - control[axis == a].mean(0).max() for a in np.unique(axis)]
+        return float(np.mean(peaks))
+
+    return statistics.bootstrap(beyond, *both, axis, seed=seed)
+
+
 # --- peaks ----------------------------------------------------------------------------------------------------
 
 
@@ -69,8 +84,7 @@ def peaks(table: pd.DataFrame, seed: int = 0) -> dict[str, statistics.Estimate]:
     """Where order and attribute stand in the last token (C1); every resample of pairs finds its own maximum.
 
     order_peak: largest mean P(order) over slots. order_slot, attribute_slot: slots where mean P(order) and mean
-    P(attribute) are largest. attribute_from: slot from which P(attribute) stays above 1/2. order_before_attribute:
-    attribute_from minus order_slot.
+    P(attribute) are largest. attribute_from: slot from which P(attribute) stays above 1/2.
     """
     both = [curves(table, role=role) for role in ("order", "attribute")]
     found = {
@@ -78,6 +92,5 @@ def peaks(table: pd.DataFrame, seed: int = 0) -> dict[str, statistics.Estimate]:
         "order_slot": lambda order, attribute: order.mean(0).argmax(),
         "attribute_slot": lambda order, attribute: attribute.mean(0).argmax(),
         "attribute_from": lambda order, attribute: stays_above(attribute.mean(0)),
-        "order_before_attribute": lambda order, attribute: stays_above(attribute.mean(0)) - order.mean(0).argmax(),
     }
     return {name: statistics.bootstrap(statistic, *both, seed=seed) for name, statistic in found.items()}

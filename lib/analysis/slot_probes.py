@@ -80,20 +80,38 @@ def with_sets(parts: list[pd.DataFrame], sets: Int[np.ndarray, " image"]) -> pd.
     return table.assign(set=np.asarray(sets)[table["image"].to_numpy()])
 
 
-def content_independence(table: pd.DataFrame, seed: int = 0) -> dict[str, statistics.Estimate]:
-    """Claim C2 from the rows of one setting and recipe (columns orientation, image, entity, test, correct).
+def order_readable(
+    vlm: VLM, table: pd.DataFrame, lines: Sequence[LineImages], seed: int = 0
+) -> dict[str, statistics.Estimate]:
+    """Claim C2 for one setting: accuracy of the logistic probe for seen entities, unseen entities, unseen places.
 
-    probe_held_out: accuracy on entities the probe has not seen. probe_selectivity: that minus the accuracy of the
-    control task on the same objects. The claim is about entities not seen, so whole entities are resampled, each with
-    all pictures that show it; there are only six to eight.
+    table: rows of `place_probes` by that recipe (columns orientation, set, entity, test, correct). lines: the pictures
+    they rest on, one per axis. What is resampled: whole sets of three, all orders together; for unseen entities whole
+    entities, each with all pictures that show it.
     """
-    keys = ["entity", "orientation", "image"]
-    means = table.groupby([*keys, "test"])["correct"].mean().unstack("test").dropna(subset="entities")
-    entities = means.index.get_level_values("entity")
+    seen, unseen = (table[table["test"] == test] for test in ("held_out", "entities"))
+    elsewhere = pd.concat([unseen_places(vlm, each).assign(orientation=each.orientation) for each in lines])
     return {
-        "probe_held_out": statistics.mean(means["entities"], units=entities, seed=seed),
-        "probe_selectivity": statistics.mean(means["entities"] - means["control"], units=entities, seed=seed),
+        "probe_seen_entities": statistics.mean(seen["correct"], units=seen["set"], seed=seed),
+        "probe_unseen_entities": statistics.mean(unseen["correct"], units=unseen["entity"], seed=seed),
+        "probe_unseen_places": statistics.mean(elsewhere["correct"], units=elsewhere["set"], seed=seed),
     }
+
+
+def unseen_places(vlm: VLM, lines: LineImages) -> pd.DataFrame:
+    """The probe of all pictures, on the same lines where none of them stood: image, place, entity, correct, set.
+
+    Entities stand one token closer together and the line at either end of the canvas, so that order in the line and
+    place on the canvas disagree.
+    """
+    probe = probes.train(lines.objects.x, lines.objects.place, 3, "logistic")
+    gap = max(lines.grid.gap - 1, 0)
+    spare = (lines.grid.side - 3 * lines.grid.entity - 2 * gap) // 2
+    parts = []
+    for along in (-spare, spare):
+        moved = LineImages.of(vlm, lines.setting, lines.triples, lines.orientation, gap, along)
+        parts.append(with_sets([probes.score(probe, moved.objects)], moved.sets))
+    return pd.concat(parts, ignore_index=True)
 
 
 # --- relation -------------------------------------------------------------------------------------------------

@@ -35,7 +35,10 @@ def edits(clean, counterfactual, named: dict[int, Interchange], grid: Grid):
     for ax, (number, edit) in zip(axes[:, 1:].flat, named.items(), strict=True):
         figures.show_scene(ax, clean, {}, grid.side, grid.pixels)
         ax.set_title(
-            f"{number}: {fingerprint.EDITS[number]}".replace(" change", "\nchange").replace(", in", ",\nin"), fontsize=7
+            f"{number}: {fingerprint.EDITS[number]}".replace(" change", "\nchange")
+            .replace(", in", ",\nin")
+            .replace(" crossed", "\ncrossed"),
+            fontsize=7,
         )
         _tint(ax, edit, grid)
     return figure
@@ -149,7 +152,7 @@ def steps(table: pd.DataFrame):
         figures.level(ax, 0, "no order")
         ax.set(title=named, ylim=(-0.35, 1.15))
         ax.set_xticks(range(len(ladder.STEPS)), [step.replace(" ", "\n") for step in ladder.STEPS])
-    axes[0].set_ylabel("order (solid), share (dotted)")
+    axes[0].set_ylabel("order, share")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from lib import files, places
@@ -47,9 +48,12 @@ class Measure:
     def rule(self) -> str:
         return f"95 % interval above {self.threshold:g}"
 
-    def verdict(self, low: float, high: float, n: int) -> str:
+    def verdict(self, low: float | None, high: float | None, n: int) -> str:
+        """In one phrase; low and high are None where there was nothing to measure."""
         if n < self.least:
             return self.too_few
+        if low is None or high is None:
+            return "inconclusive"
         if not low <= high:
             raise ValueError(f"{self.metric}: interval {low}..{high} is upside down or not a number")
         if low > self.threshold:
@@ -161,6 +165,7 @@ def by_claim() -> list[tuple[str, Measure]]:
 def row(metric: str, estimate: Estimate, notebook: str, cell: str, **where: str) -> dict:
     """One ledger row. cell: the tag of the cell that made the value. where: `setting`, and `axis` and `lines` for a
     metric that has a row for each (`AXES`, `LINES`)."""
+    value, low, high = (float(x) if np.isfinite(x) else None for x in (estimate.value, estimate.low, estimate.high))
     if set(where) - {"setting", "axis", "lines"}:
         raise ValueError(f"a ledger row stands at a setting, an axis and lines, not at {', '.join(where)}")
     if metric not in MEASURES:
@@ -172,16 +177,24 @@ def row(metric: str, estimate: Estimate, notebook: str, cell: str, **where: str)
         "claim": measure.claim,
         "metric": metric,
         **where,
-        "value": float(estimate.value),
-        "low": float(estimate.low),
-        "high": float(estimate.high),
+        "value": value,
+        "low": low,
+        "high": high,
         "n": int(estimate.n),
         "paper": measure.paper,
         "rule": measure.rule,
-        "verdict": measure.verdict(estimate.low, estimate.high, estimate.n),
+        "verdict": measure.verdict(low, high, estimate.n),
         "notebook": notebook,
         "cell": cell,
     }
+
+
+def in_figures(row: dict) -> str:
+    """Value and interval of a row in two digits, never -0.00; a dash where there was nothing to measure."""
+    if row["value"] is None or pd.isna(row["value"]):
+        return "-"
+    value, low, high = (f"{round(row[key], 2) + 0.0:.2f}" for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
 
 
 def where(row: dict) -> str:
@@ -215,7 +228,7 @@ def table(rows: list[dict]) -> pd.DataFrame:
             "claim": each["claim"],
             "metric": each["metric"],
             "where": where(each),
-            "value": f"{each['value']:.2f} [{each['low']:.2f}, {each['high']:.2f}]",
+            "value": in_figures(each),
             "n": each["n"],
             "paper": each["paper"],
             "rule": each["rule"],

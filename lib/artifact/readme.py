@@ -44,8 +44,7 @@ def in_short(rows: list[dict]) -> str:
     parts = []
     for row in rows:
         own = "" if len(verdicts) == 1 else f" {row['verdict']}"
-        value, low, high = (record.two_digits(row[key]) for key in ("value", "low", "high"))
-        parts.append(f"{ledger.where(row)} {value} [{low}, {high}]{own}")
+        parts.append(f"{ledger.where(row)} {ledger.in_figures(row)}{own}")
     return "<br>".join(parts + [f"**{verdict}**" for verdict in verdicts if len(verdicts) == 1])
 
 

@@ -240,8 +240,7 @@ def two_digits(value: float) -> str:
 
 
 def in_words(row: dict) -> str:
-    value, low, high = (two_digits(row[key]) for key in ("value", "low", "high"))
-    return f"{value} [{low}, {high}] {row['verdict']}"
+    return f"{ledger.in_figures(row)} {row['verdict']}"
 
 
 def summary_bytes(table: pd.DataFrame) -> bytes:

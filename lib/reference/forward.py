@@ -113,14 +113,6 @@ def image_embeddings(model, pixels: Pixels) -> ImageTokens:
     return project(model, encoder_features(model, pixels))
 
 
-def encoder_layers(model) -> torch.nn.ModuleList:
-    return architectures.encoder_layers(model)
-
-
-def backbone_layers(model) -> torch.nn.ModuleList:
-    return model.model.language_model.layers
-
-
 # --- scrambling that plants a mechanism ------------------------------------------------------------------------------
 
 

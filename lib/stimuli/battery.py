@@ -31,11 +31,14 @@ NOTHING = "nothing there"  # the row of questions without an answer
 
 @dataclass(frozen=True)
 class Question:
-    """A question of the battery with the scene's placements, for telling wrong answers apart."""
+    """A question of the battery with the scene's placements, for telling wrong answers apart.
+
+    target: None where nothing lies in the direction asked for; the item's candidates are then only what there is.
+    """
 
     item: Item
     reference: Placement
-    target: Placement | None  # None: nothing lies there
+    target: Placement | None
 
 
 # --- entities and lines ---------------------------------------------------------------------------------------
@@ -145,13 +148,13 @@ def question(
     """The paper's question about a neighbour, as an item whose setting is the row's name."""
     things = [p.entity for p in scene.placements]
     others = [e.name for e in things if e not in (reference.entity, target.entity if target else None)]
-    answer = target.entity.name if target else "nothing"
+    named = (target.entity.name,) if target else ()
     item = Item(
         row,
         direction,
         scene,
         neighbour_question(kind, direction, reference.entity),
-        (answer, *others, reference.entity.name),
+        (*named, *others, reference.entity.name),
         "test",
         tuple(things),
         things.index(target.entity) if target else -1,

@@ -1,0 +1,99 @@
+"""The fingerprint: edits that are what they say, models whose source of order is known, and the independent script."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from tiny import BLIND, tiny
+
+from lib import places
+from lib.analysis import calibration, fingerprint, studies
+from lib.engine import vlm
+from lib.stimuli import pairs
+from lib.stimuli.grids import GRIDS
+
+GRID = GRIDS["reference"]
+
+
+def line(pair):
+    return fingerprint.LineTokens.of(pair.clean.scene, GRID, pair.orientation)
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+def test_edits_write_where_they_say(shifted):
+    drawn = fingerprint.shifted_pairs("squares", GRID, 2) if shifted else pairs.mirrored_pairs("squares", GRID, n=2)
+    for pair in drawn:
+        own = line(pair)
+        objects = set(np.concatenate(own.objects))
+        assert len(objects) == 3 * GRID.entity**2 and not objects & set(own.background)
+        edits = own.edits
+        assert list(edits) == list(fingerprint.EDITS)
+        assert all(edits[k].own == (k >= 7) for k in edits)
+        assert set(edits[5].targets) == set(own.background) == set(edits[5].sources)
+        assert set(edits[6].targets) == objects
+        assert not set(edits[9].targets) & objects and not set(edits[3].targets) & objects
+        for k in (1, 2, 3, 7, 8, 9):  # two regions trade places, token by token
+            there = dict(zip(edits[k].targets, edits[k].sources, strict=True))
+            assert all(there[there[token]] == token for token in there)
+
+
+def test_shifted_lines_put_order_and_place_at_odds():
+    for pair in fingerprint.shifted_pairs("squares", GRID, 2):
+        axis = 0 if pair.orientation == "horizontal" else 1
+        centres = [p.centre[axis] / GRID.canvas for p in pair.clean.scene.placements]
+        assert centres[1] < 1 / 3 or centres[1] > 2 / 3 or centres[0] > 1 / 3 or centres[2] < 2 / 3
+
+
+def rivals(model, n=2):
+    study = studies.study(model, pairs.mirrored_pairs("squares", model.grid, n=n))
+    table = fingerprint.rival_table(fingerprint.sweep(study))
+    return table.pivot(index="orientation", columns="rival", values="value")
+
+
+def test_a_backbone_blind_to_places_gives_no_effect_to_token_places():
+    found = rivals(tiny("reference", dual=BLIND))
+    assert found["P"].abs().max() < 1e-3
+
+
+def test_backbone_only_goes_by_token_places_alone():
+    found = rivals(vlm.load("backbone_only"))
+    assert np.allclose(found["P"], 1, atol=0.02) and np.allclose(found[["O", "S", "B"]], 0, atol=0.02)
+    assert np.allclose(found[list(fingerprint.CHECKS)], 0, atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"O": (0.8, 0.9), "S": (0, 0.1), "B": (0.1, 0.2), "P": (0, 0)}, "O"),
+        ({"O": (0.4, 0.6), "S": (0, 0.1), "B": (0.3, 0.5), "P": (0, 0)}, "several"),
+        ({"O": (0, 0.1), "S": (0, 0.1), "B": (0.0, 0.2), "P": (0, 0)}, "none"),
+    ],
+)
+def test_the_winner(values, said):
+    assert fingerprint.winner(values) == said
+
+
+def test_calibration_holds_planted_models_to_their_row():
+    rows = [("backbone_only", axis, True, rival, 8, float(rival == "P")) for axis in ("horizontal", "vertical")
+            for rival in "OSBP"]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["model", "orientation", "centred", "rival", "n", "value"])
+    table = table.assign(low=table["value"], high=table["value"])
+    assert calibration.calibration(table)["holds"].all()
+    table.loc[table["rival"] == "B", "high"] = 0.4
+    assert "misses what was built in" in calibration.calibrated(calibration.calibration(table))
+
+
+def test_an_independent_script_gives_the_same_effects():
+    """Plain transformers, no code of this library: benchmarks/oracle_fingerprint.py."""
+    script = places.ROOT / "benchmarks" / "oracle_fingerprint.py"
+    call = [sys.executable, "-I", str(script), str(places.MODELS / "reference"), "3"]
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    theirs = dict(line.split() for line in done.stdout.strip().splitlines())
+    model = vlm.load("reference")
+    study = studies.study(model, [p for p in pairs.mirrored_pairs("squares", GRID, n=3) if p.direction == "left"])
+    ours = fingerprint.moved_at(fingerprint.sweep(study, fingerprint.RIVALS.values()))
+    for edit in fingerprint.RIVALS.values():
+        assert ours[edit].mean() == pytest.approx(float(theirs[str(edit)]), abs=1e-4)
