@@ -1,18 +1,23 @@
-"""The parts of README.md and data/README.md that are made from files: `python -m lib.artifact.readme` writes them anew.
+"""The parts of README, docs and data/README that are made from files: `python -m lib.artifact.readme` writes them anew.
 
 Tests compare them with the files. A part stands between the lines <!-- name --> and <!-- end of name -->.
 """
+
+from collections import Counter
 
 import pandas as pd
 
 from lib import places
 from lib.artifact import ledger, record, seeds, storage
+from lib.artifact.figures import AXES
 from lib.engine.checkpoints import shipped
-from lib.engine.embedded import COMPARED
+from lib.engine.embedded import COMPARED, DEFAULT, rank
 from lib.errors import UserError, cli
 from lib.files import file_digest, write_bytes
 from lib.places import DATA, MODELS, ROOT, show
-from lib.stimuli.questions import SETTINGS
+from lib.stimuli.battery import NOTHING, WHITE
+
+DOCS = ROOT / "docs"
 
 
 def checksums() -> str:
@@ -71,29 +76,63 @@ def over_seeds() -> str:
 
 
 def accuracies() -> str:
-    """What the cards of the shipped models say in short: the lowest of the four directions, unseen lines of three. And
-    the same of training seeds that did not learn the task and are not shipped."""
-    lines = [f"| model | {' | '.join(SETTINGS)} | naturalistic |", "|---|" + "---|" * (len(SETTINGS) + 1)]
-    order = sorted(shipped(), key=lambda name: (name.split("-")[0] != "reference", "_" in name, name))
-    files = {f"`{name}`": MODELS / name / "accuracy.csv" for name in order}
-    files |= {
-        f"{path.parent.name}, training seed {path.stem.removeprefix('accuracy-seed')}, not shipped": path
-        for path in sorted(MODELS.glob("*/accuracy-seed*.csv"), reverse=True)
-    }
-    for name, file in files.items():
-        table = pd.read_csv(file)
-        tested = table[table["split"] == "test"].groupby("setting")["accuracy"]
-        lowest, natural = tested.min(), table[table["setting"].str.contains("both option orders")]["accuracy"]
-        cells = [f"{lowest[setting]:.2f}" for setting in SETTINGS] + [f"{natural.min():.2f} - {natural.max():.2f}"]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+    """What the cards of the shipped models say in short: the lowest cell of the battery on white, unseen photographs,
+    naturalistic scenes, questions without an answer."""
+    lines = ["| model | lowest of 44 cells on white | on photographs | naturalistic, strict | says \"nothing\" |",
+             "|---|---|---|---|---|"]  # fmt: skip
+    for name in sorted(shipped(), key=rank):
+        table = pd.read_csv(MODELS / name / "battery.csv")
+        lowest = table[table["row"].isin(WHITE)].sort_values("accuracy", kind="stable").iloc[0]
+        cells = [f"{lowest['accuracy']:.2f} ({lowest['row']}, {lowest['direction']})"]
+        for row in ("on photographs", "naturalistic, strict", NOTHING):
+            found = table[table["row"] == row]["accuracy"]
+            cells.append(f"{found.min():.2f} - {found.max():.2f}")
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def verdicts() -> str:
+    """A line per current metric, a column per model: the verdict, or how many rows say what."""
+    rows = {name: ledger.load(name) for name in COMPARED if name in record.models()}
+    lines = [f"| claim | metric | rival it excludes | {' | '.join(f'`{name}`' for name in rows)} |",
+             "|---|---|---|" + "---|" * len(rows)]  # fmt: skip
+    for metric, measure in ledger.by_claim():
+        cells = [said([row["verdict"] for row in own if row["metric"] == metric]) for own in rows.values()]
+        if any(cells):
+            lines.append(f"| {measure.claim} | `{metric}` | {measure.excludes} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def said(found: list[str]) -> str:
+    """Verdicts of several rows in short."""
+    counts = Counter(found)
+    if len(counts) == 1:
+        return found[0]
+    return ", ".join(f"{verdict} {count}" for verdict, count in counts.most_common())
+
+
+def sources() -> str:
+    """Where the order comes from, model by model: the four rivals at slot 0, and accuracy after the ablation."""
+    folder = places.outputs(DEFAULT) / "figures"
+    rivals, after = storage.read_csv(folder / "02-models.csv"), storage.read_csv(folder / "02-ablation.csv")
+    rivals = rivals[rivals["rival"].isin(["O", "S", "B", "P"])]
+    lines = ["| model | axis | O | S | B | P | correct after the ablation |",
+             "|---|---|---|---|---|---|---|"]  # fmt: skip
+    for (model, orientation), cell in rivals.groupby(["model", "orientation"], sort=False):
+        values = [f"**{value:.2f}**" if value > 0.5 else f"{abs(value):.2f}" for value in cell["value"]]
+        kept = after[(after["model"] == model) & (after["orientation"] == orientation)]["accuracy"]
+        left = f"{kept.iloc[0]:.2f}" if len(kept) else ""
+        lines.append(f"| `{model}` | {AXES[orientation]} | {' | '.join(values)} | {left} |")
     return "\n".join(lines) + "\n"
 
 
 PARTS = {
     (DATA / "README.md", "checksums"): checksums,
-    (ROOT / "README.md", "claims"): claims,
-    (ROOT / "README.md", "seeds"): over_seeds,
-    (ROOT / "README.md", "accuracy"): accuracies,
+    (ROOT / "README.md", "sources"): sources,
+    (ROOT / "README.md", "verdicts"): verdicts,
+    (DOCS / "RESULTS.md", "claims"): claims,
+    (DOCS / "RESULTS.md", "seeds"): over_seeds,
+    (DOCS / "MODELS.md", "battery"): accuracies,
 }
 
 

@@ -12,8 +12,9 @@ Add your model
    that of its `vision_config` when the first alone does not tell. Give its grid: `side` tokens of `pixels`
    pixels. A picture must have exactly side * pixels pixels a side, so that no resizing moves entities off
    their tokens.
-2. Add a tiny random model of it to `tests/tiny.py`, and run `pytest tests/test_contracts.py -k <name>`. When
-   the six contracts hold, everything else works with the new family; nothing else has to be written.
+2. Add a tiny random model of it to `tests/tiny.py`, a branch in `lib/engine/oracle.py` if its forward pass wants
+   inputs of its own, and run `pytest tests/test_contracts.py -k <name>`. When the six contracts hold, everything
+   else works with the new family.
 3. Give the checkpoint a short name in `CHECKPOINTS`, or load it by its hub id or its folder.
 """
 

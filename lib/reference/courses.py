@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, UInt8
 from numpy.lib.format import open_memmap
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -80,7 +80,7 @@ def pixels(scene_list: Sequence[Scene]) -> Float[Tensor, "batch 3 canvas canvas"
     return scaled(torch.from_numpy(np.stack([np.asarray(scenes.render(scene)) for scene in scene_list])))
 
 
-def scaled(pictures: Int[Tensor, "batch canvas canvas 3"]) -> Float[Tensor, "batch 3 canvas canvas"]:
+def scaled(pictures: UInt8[Tensor, "batch canvas canvas 3"]) -> Float[Tensor, "batch 3 canvas canvas"]:
     return pictures.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
