@@ -177,3 +177,13 @@ def test_both_questions_about_each_picture_are_answered():
     vlm = tiny("reference")
     lines = LineImages.of(vlm, "squares", scenes.ordered_triples("squares", vlm.grid)[:3], "vertical")
     assert background.correct_answers(vlm, lines).shape == (3, 2)
+
+
+def test_strips_beyond_bare_is_the_score_minus_that_of_the_bare_picture():
+    """A perfect strip map over one that is half noise: the difference, with the score's own interval moved along."""
+    strip = np.repeat([0, 1, 2], 20)
+    perfect = np.stack([np.eye(3)[strip]] * 6)[:, None]
+    flat = np.full((1, 60, 3), 1 / 3)
+    found = background.beyond_bare(perfect, flat, strip)
+    assert found.value == pytest.approx(1) and found.n == 6
+    assert background.beyond_bare(perfect, perfect[0], strip).value == pytest.approx(0)

@@ -17,7 +17,7 @@ from lib.engine import oracle
 from lib.errors import UserError
 from lib.patching.edits import along, amplify
 from lib.patching.runs import Run, tokens_at
-from lib.stimuli import grids, photographs, questions, scenes
+from lib.stimuli import facts, grids, photographs, questions, scenes
 from lib.stimuli.token_sets import box_tokens, object_tokens
 
 QUESTION = "which side is the square to the left"
@@ -357,3 +357,24 @@ def test_tables_for_figures():
     tall = enhancement.long_form(enhancement.score(table), ["strict_accuracy", "net"])
     assert tall["measure"].tolist() == ["strict_accuracy", "net"] and tall["value"].tolist() == [1.0, 0.5]
     assert (tall["low"] <= tall["value"]).all() and (tall["value"] <= tall["high"]).all()
+
+
+def test_beyond_random_is_a_difference_on_the_same_failures():
+    """Ten failures: the exact directions repair six, two random sets two and four of the same ones."""
+    rows = []
+    for condition, repaired in (("exact", 6), ("random 00", 2), ("random 01", 4)):
+        for alpha in (1.0, 4.0):  # at alpha 1 nothing is repaired: each takes its best alpha
+            for item in range(10):
+                after = alpha == 4.0 and item < repaired
+                rows.append({"condition": condition, "alpha": alpha, "item": item, "scene": item, "axis": "horizontal",
+                             "before": False, "after": after, "p_before": 0.1, "p_after": 0.5})  # fmt: skip
+    found = enhancement.beyond_random(pd.DataFrame(rows), "exact")
+    assert found.value == pytest.approx(0.6 - 0.3) and found.n == 10
+
+
+def test_questions_that_are_not_about_space_are_left_alone_at_alpha_zero(reference):
+    directions = {axis: torch.randn(2, reference.language.config.hidden_size) for axis in ("horizontal", "vertical")}
+    asked = [fact for name in ("squares", "objects") for fact in facts.fact_items(name, reference.grid, 4)]
+    still = enhancement.unrelated(reference, asked, directions, 0.0)
+    assert list(still.columns) == ["form", "before", "after"] and (still["before"] == still["after"]).all()
+    assert len(still) == 8
