@@ -17,7 +17,7 @@ CHOSEN = run.words(str(config.get("notebooks", "")))
 JOBS = {
     (model.name, notebook.name): model.argument
     for model, notebook in run.choose_jobs(
-        run.words(config.get("models", "")), choose_notebooks(CHOSEN, places.NOTEBOOKS), places.MODELS
+        run.words(config.get("models", "")), choose_notebooks(CHOSEN, places.NOTEBOOKS), places.MODELS, everything=True
     )
 }
 MARK = str(places.outputs() / ".snakemake/{model}/{notebook}.done")

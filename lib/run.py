@@ -33,19 +33,22 @@ LONGEST = 1000  # characters of a name or path on the command line
 # What to run: models, notebooks, parameters
 
 
-def choose_jobs(specs: list[str], notebooks: list[Notebook], folder: Path) -> list[tuple[Model, Notebook]]:
-    """Models as given, each with the notebooks by number; without models, as PLAN has it."""
+def choose_jobs(
+    specs: list[str], notebooks: list[Notebook], folder: Path, everything: bool = False
+) -> list[tuple[Model, Notebook]]:
+    """Models as given, each with the notebooks by number; without models the default one, or everything that PLAN has."""
     models = {}
-    for spec in specs or [name for name in PLAN if name == DEFAULT or name in shipped(folder)]:
+    planned = [name for name in PLAN if name in shipped(folder)] if everything else [DEFAULT]
+    for spec in specs or planned:
         model = find_model(spec, folder)
         if models.setdefault(model.name, model) != model:
             raise UserError(f"two models are called {model.name!r}: rename one, results go by that name")
-    planned = {} if specs else PLAN
+    numbers = {} if specs else PLAN
     return [
         (model, notebook)
         for name, model in models.items()
         for notebook in notebooks
-        if planned.get(name) is None or notebook.name.startswith(planned[name])
+        if numbers.get(name) is None or notebook.name.startswith(numbers[name])
     ]
 
 
@@ -217,7 +220,7 @@ def show_summary() -> int:
 
 def list_all(notebooks: list[Notebook], models_folder: Path) -> int:
     plan = (f"{name} on {'all' if which is None else ', '.join(which)}" for name, which in PLAN.items())
-    print(f"without --model: {'; '.join(plan)} (where shipped)")
+    print(f"without --model: {DEFAULT} on all; with --all: {'; '.join(plan)} (where shipped)")
     print("models (or a path to a folder with config.json):")
     for name, where in known_models(models_folder).items():
         print(f"  {name:<20} {where}")
@@ -313,7 +316,7 @@ def parse(argv) -> argparse.Namespace:
         type=names,
         default=[],
         metavar="NAME|PATH",
-        help="model to run on, several with commas or repeated (default: the plan that --list shows)",
+        help="model to run on, several with commas or repeated (default: reference)",
     )
     parser.add_argument("--notebooks", action="extend", type=names, default=[], metavar="01,03", help="default: all")
     parser.add_argument(
@@ -324,6 +327,7 @@ def parse(argv) -> argparse.Namespace:
         metavar="NAME=VALUE",
         help="override a parameter of the chosen notebooks that have it",
     )
+    parser.add_argument("--all", action="store_true", help="run everything that is published: all embedded models")
     parser.add_argument("--fresh", action="store_true", help="run what is up to date, too")
     parser.add_argument("--outputs", metavar="FOLDER", help="write there instead of runs/")
     parser.add_argument("--list", action="store_true", help="show models, notebooks and their parameters")
@@ -352,7 +356,7 @@ def main(argv=None, notebooks_folder: Path = places.NOTEBOOKS, models_folder: Pa
         )
         return 0
     values = choose_parameters(args.parameters, notebooks)
-    jobs = choose_jobs(args.model, notebooks, models_folder)
+    jobs = choose_jobs(args.model, notebooks, models_folder, args.all)
     for name in {model.name for model, _ in jobs}:
         check_writable(places.outputs(name))
     return run_all(jobs, values, args.fresh)

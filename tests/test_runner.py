@@ -117,9 +117,11 @@ def test_outputs_are_shown_in_the_sources_only_when_asked_and_true(house, capsys
 
 
 def test_without_a_model_the_plan_is_run(house, capsys):
-    """reference on all notebooks; joint, where it is shipped, on those that look for mechanisms."""
+    """The default on all notebooks; with --all joint, too, where it is shipped, on those that look for mechanisms."""
     shutil.copytree(house / "models/other", house / "models/joint")
     assert run(house) == 0
+    assert "[2/2] reference 02_second" in capsys.readouterr().out
+    assert run(house, "--all", "--fresh") == 0
     told = capsys.readouterr().out
     jobs = [line.split(":")[0] for line in told.splitlines() if line.startswith("[")]
     assert jobs == ["[1/3] reference 01_first", "[2/3] reference 02_second", "[3/3] joint 02_second"]
