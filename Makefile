@@ -1,4 +1,4 @@
-# make run     execute the notebooks headlessly into runs/      (MODEL=reference NOTEBOOKS=01,03 ARGS=--fresh)
+# make run     execute the notebooks headlessly into runs/      (MODEL=joint NOTEBOOKS=02,03 ARGS=--fresh; ARGS=--all: every model)
 # make test    the tests                                        (ARGS="-k scenes")
 # make seeds   the notebooks on every shipped training seed; collects the claims in outputs/seeds/
 # make lab     JupyterLab on the notebooks

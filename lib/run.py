@@ -36,7 +36,7 @@ LONGEST = 1000  # characters of a name or path on the command line
 def choose_jobs(
     specs: list[str], notebooks: list[Notebook], folder: Path, everything: bool = False
 ) -> list[tuple[Model, Notebook]]:
-    """Models as given, each with the notebooks by number; without models the default one, or everything that PLAN has."""
+    """Models as given, each with the notebooks by number; without models the default one, or all that PLAN has."""
     models = {}
     planned = [name for name in PLAN if name in shipped(folder)] if everything else [DEFAULT]
     for spec in specs or planned:
