@@ -187,3 +187,20 @@ def test_strips_beyond_bare_is_the_score_minus_that_of_the_bare_picture():
     found = background.beyond_bare(perfect, flat, strip)
     assert found.value == pytest.approx(1) and found.n == 6
     assert background.beyond_bare(perfect, perfect[0], strip).value == pytest.approx(0)
+
+
+def test_a_map_that_is_flat_up_to_rounding_has_no_strips():
+    strip = np.repeat([0, 1, 2], 36)
+    rng = np.random.default_rng(0)
+    flat = np.tile(np.float32([0.9731, 0.0202, 0.0067]), (108, 1))
+    rounded = flat + np.float32(1.2e-7) * rng.integers(-1, 2, flat.shape).astype(np.float32)
+    assert background.strip_score(flat, strip) == background.strip_score(rounded, strip) == 0
+
+
+def test_two_probes_are_scored_each_on_its_own_pictures():
+    """One half perfect strips, the other flat: the mean of 1 and 0, whatever both together would look like."""
+    strip = np.repeat([0, 1, 2], 20)
+    perfect, flat = np.eye(3)[strip], np.full((60, 3), 1 / 3)
+    maps = np.stack([perfect] * 4 + [flat] * 4)[:, None]
+    found = background.unseen_beyond_bare(maps, np.stack([flat, flat]), strip)
+    assert found.value == pytest.approx(0.5) and found.n == 8
