@@ -3,9 +3,16 @@
 import pytest
 from tiny import tiny
 
+from lib import places
 from lib.analysis import studies
 from lib.engine import vlm
 from lib.stimuli import pairs
+
+
+@pytest.fixture
+def published(monkeypatch):
+    """Results are read from the published record, not from what this machine has run."""
+    monkeypatch.setenv("DUAL_OUTPUTS", str(places.PUBLISHED))
 
 
 @pytest.fixture(scope="module")

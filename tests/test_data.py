@@ -11,7 +11,7 @@ from lib.stimuli import scenes
 
 
 @pytest.mark.parametrize("path, name", readme.PARTS, ids=lambda x: getattr(x, "name", x))
-def test_what_is_made_from_files_is_up_to_date(path, name):
+def test_what_is_made_from_files_is_up_to_date(path, name, published):
     text = path.read_text("utf-8")
     assert readme.renewed(text, name, readme.PARTS[path, name]()) == text, "run `python -m lib.artifact.readme`"
 

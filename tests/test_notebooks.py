@@ -43,7 +43,7 @@ def test_cells_are_short(path):
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name)
-def test_notebooks_show_the_outputs_of_the_reference_model(path):
+def test_notebooks_show_the_outputs_of_the_reference_model(path, published):
     """Pictures and last digits aside, which another machine makes a little differently."""
     copy, _ = record.run_files(path.stem, "reference")
     here, there = (nbformat.read(each, as_version=4).cells for each in (path, copy))
@@ -73,7 +73,7 @@ def test_published_copies_are_executed_clean_and_small(path):
             assert "error" not in kinds and "stderr" not in streams
 
 
-def test_published_results_belong_to_this_code():
+def test_published_results_belong_to_this_code(published):
     complaints = record.complaints(notebooks.choose_notebooks([], places.NOTEBOOKS), places.MODELS)
     assert not complaints, f"run `make run`: {'; '.join(complaints[:5])}"
 
