@@ -30,7 +30,7 @@ run: $(READY)
 	@$(BIN)/python -m lib.run $(if $(MODEL),--model '$(MODEL)') $(if $(NOTEBOOKS),--notebooks '$(NOTEBOOKS)') $(ARGS)
 
 test: $(READY)
-	@echo "Running the tests (about twelve minutes on two CPU cores, the notebooks run once more)."
+	@echo "Running the tests (about 25 minutes on two CPU cores, half of them the notebooks run once more)."
 	@$(BIN)/python -m pytest $(ARGS)
 
 seeds: $(READY)
