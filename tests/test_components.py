@@ -1,4 +1,4 @@
-"""Components on a tiny random model: heads add up to attention, direct effects to the logits, and the null to nothing."""
+"""Components on a tiny random model: heads add up to attention, direct effects to the logits, the null to nothing."""
 
 import numpy as np
 import pandas as pd

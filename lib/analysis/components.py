@@ -32,6 +32,7 @@ from lib.stimuli.scenes import entities, line_scene
 
 TOKENS = ("last", "reference")  # the last token of the prompt, and the word that names the reference
 KEYS = ["token", "site", "layer"]  # a component at a token
+WORDS = {"last": "last token", "reference": "word that names the reference"}
 SMALLEST = 0.01  # effects below it are not called effects, however narrow the null
 
 # --- where ----------------------------------------------------------------------------------------------------
@@ -142,7 +143,8 @@ def null_band(null: pd.DataFrame, layers: int, seed: int = 0) -> pd.DataFrame:
     reaches no answer and is left out of the second.
     """
     own = ratios(null, seed).rename(columns={"effect": "null", "low": "null_low", "high": "null_high"})
-    every = ratios(null, seed, [*KEYS, "draw"])
+    sums = null.groupby([*KEYS, "draw"])[["moved", "between"]].sum()
+    every = (sums["moved"] / sums["between"]).rename("effect").reset_index()
     for frame in (own, every):
         frame["kind"] = frame["site"].str.startswith("head")
     every = every[(every["token"] == "last") | (every["layer"] < layers - 1)]
@@ -390,23 +392,30 @@ def ranked_heads(found: pd.DataFrame, token: str, **which) -> list[tuple[int, in
     return list(zip(rows["layer"].tolist(), rows["head"].tolist(), strict=True))
 
 
+def two(value: float) -> str:
+    """A number with two decimals, never -0.00."""
+    return f"{round(value, 2) + 0.0:.2f}"
+
+
 def headline(found: pd.DataFrame, token: str) -> str:
     """What the table of mirrored pairs says about the heads at one token."""
-    rows, where = of_heads(found, token), {"last": "last token", "reference": "word that names the reference"}[token]
+    rows, where = of_heads(found, token), WORDS[token]
     beyond, top = rows[rows["beyond_null"] & (rows["effect"] > 0)], rows.iloc[0]
+    interval = f"{two(top['effect'])} [{two(top['low'])}, {two(top['high'])}]"
     if beyond.empty:
         return (
             f"At the {where} no single head moves the answer by more than the null does: of {len(rows)} heads the "
-            f"largest effect on the logits is {top['effect']:.3f} [{top['low']:.3f}, {top['high']:.3f}]."
+            f"largest effect on the logits is {interval}."
         )
-    half = int((rows["effect"].clip(lower=0).cumsum() < rows["effect"].clip(lower=0).sum() / 2).sum()) + 1
+    positive = rows["effect"].clip(lower=0)
+    half = int((positive.cumsum() < positive.sum() / 2).sum()) + 1
     same = found[(found["scale"] == "probability") & (found["toward"] == "counterfactual")]
     same = same.set_index(KEYS).loc[(token, top["site"], top["layer"])]
     return (
         f"At the {where} {len(beyond)} of {len(rows)} heads move the answer's logits beyond the null's band. Most does "
-        f"head {top['head']} of layer {top['layer']}: {top['effect']:.2f} [{top['low']:.2f}, {top['high']:.2f}] of the "
-        f"way to the mirrored picture's answer (null: {top['null_low']:.2f} to {top['null_high']:.2f}), in probability "
-        f"{same['effect']:.2f}. Half of all heads' effects together is held by {half} of them."
+        f"head {top['head']} of layer {top['layer']}: {interval} of the way to the mirrored picture's answer (null: "
+        f"{two(top['null_low'])} to {two(top['null_high'])}), in probability {two(same['effect'])}. The strongest "
+        f"{half} hold half of what all heads do one by one."
     )
 
 
@@ -425,8 +434,8 @@ def order_headline(found: pd.DataFrame) -> str:
     top = rows.loc[rows["effect"].idxmax()]
     said = (
         f"With five entities, where question and picture both change, {named(top['site'], top['layer'])} moves the "
-        f"last token {top['effect']:.2f} [{top['low']:.2f}, {top['high']:.2f}] of the way to the other end of the "
-        f"clean line (null: {top['null_low']:.2f} to {top['null_high']:.2f})."
+        f"last token {two(top['effect'])} [{two(top['low'])}, {two(top['high'])}] of the way to the other end of the "
+        f"clean line (null: {two(top['null_low'])} to {two(top['null_high'])})."
     )
     if not top["beyond_null"]:
         return f"{said} That is inside the null's band."

@@ -27,6 +27,7 @@ from lib.patching.routes import Route
 from lib.patching.runs import Pairs, Run, question_positions, question_states
 from lib.patching.sites import heads
 from lib.patching.sweep import drive
+from lib.stimuli.token_sets import background_strip
 
 Head = tuple[int, int]  # layer, head
 
@@ -94,21 +95,37 @@ def regions(study: Study, chosen: Sequence[Head], position: Int[np.ndarray, " pa
     """How much of each head's attention lies on parts of the picture, in the clean and in the mirrored run.
 
     Columns run, layer, head, region, n, attention, low, high. Regions are places: asked (the object on the side that
-    the question asks for, which is another entity in the mirrored picture), other (the opposite side), reference,
-    background; text is the rest. For mirrored pairs of centred lines.
+    the question asks for, which is another entity in the mirrored picture), asked strip (the background of its strip),
+    other (the object on the opposite side), reference, elsewhere (all other background); text is the rest. For mirrored
+    pairs of centred lines.
     """
-    names = {"asked": "target", "other": "opposite", "reference": "middle", "background": "background"}
-    sets, parts = reading_sets(study, seed), []
+    sets, parts, grid = reading_sets(study, seed), [], study.vlm.grid
+    named = {"asked": sets["target"], "other": sets["opposite"], "reference": sets["middle"]}
+    places = [(pair.orientation, pair.clean.target) for pair in study.pairs]
+    named["asked strip"] = np.stack([background_strip(grid, axis, place) for axis, place in places])
     for name, run in (("clean", study.clean), ("mirrored", study.counterfactual)):
         weights = attention(study.vlm, run, chosen, position)
         for k, (layer, head) in enumerate(chosen):
-            own = {"text": 1 - weights[:, k].sum(-1)}
-            own |= {region: np.take_along_axis(weights[:, k], sets[key], 1).sum(-1) for region, key in names.items()}
+            own = {region: np.take_along_axis(weights[:, k], tokens, 1).sum(-1) for region, tokens in named.items()}
+            own["elsewhere"] = weights[:, k].sum(-1) - sum(own.values())
+            own["text"] = 1 - weights[:, k].sum(-1)
             for region, share in own.items():
                 columns = {"run": name, "layer": layer, "head": head, "region": region, "attention": share}
                 parts.append(pd.DataFrame({"pair": np.arange(len(study))} | columns))
     keys = ["layer", "head", "run", "region"]
     return statistics.summarise(pd.concat(parts, ignore_index=True), keys, "attention", seed=seed)
+
+
+def looks_headline(looks: pd.DataFrame) -> str:
+    """Where the heads of `regions` look, taken together."""
+    mean = looks.groupby("region")["attention"].mean()
+    asked = "the object asked for" if mean["asked"] >= mean["asked strip"] else "the background of its strip"
+    return (
+        f"Together these heads give {mean['asked']:.0%} of their attention to the object on the side asked for, "
+        f"{mean['asked strip']:.0%} to the background of its strip, {mean['elsewhere']:.0%} to other background, "
+        f"{mean['reference']:.0%} to the reference, {mean['other']:.0%} to the opposite object and {mean['text']:.0%} "
+        f"to text: of the strip asked for, they look most at {asked}."
+    )
 
 
 # --- the causal check -----------------------------------------------------------------------------------------
@@ -268,18 +285,25 @@ def together_check(
 
 def check_headline(together: pd.DataFrame, cut: pd.DataFrame, token: str) -> str:
     """What the two causal checks say about the heads at one token."""
-    where = {"last": "last token", "reference": "word that names the reference"}[token]
+    where, two = components.WORDS[token], components.two
     cut = cut[cut["token"] == token].set_index(["kind", "heads"])
-    moved = together[(together["token"] == token) & (together["scale"] == "probability")].set_index(["kind", "heads"])
-    tops = [heads for kind, heads in moved.index if kind == "top"]
-    count = next((k for k in tops if moved.loc[("top", k), "effect"] > 0.5), max(tops))
-    top, random, before = (cut.loc[key] for key in (("top", count), ("random", count), ("none", 0)))
-    every = cut.xs("all", level="kind").iloc[0]
+    moved = together[(together["token"] == token) & (together["scale"] == "probability")]
+    moved = moved.set_index(["kind", "heads"])["effect"]
+    (number, after), before = next(cut.xs("all").iterrows()), cut.loc[("none", 0)]
+    pairs = f"(n = {int(before['n'])} fresh pairs)"
+    if moved.xs("all").iloc[0] < 0.05:
+        return (
+            f"At the {where}, even all {number} heads patched together move P(answer) only "
+            f"{two(moved.xs('all').iloc[0])} of the way, and cutting all of them off from the picture takes the "
+            f"accuracy from {two(before['accuracy'])} to {two(after['accuracy'])} {pairs}."
+        )
+    tops = moved.xs("top")
+    count = next((k for k in tops.index if tops[k] > 0.5), tops.index.max())
+    top, random = cut.loc[("top", count)], cut.loc[("random", count)]
     return (
-        f"At the {where}, the {count} strongest heads patched together move P(answer) "
-        f"{moved.loc[('top', count), 'effect']:.2f} of the way, {count} random others "
-        f"{moved.loc[('random', count), 'effect']:.2f}. Cut off from the picture, they take the accuracy from "
-        f"{before['accuracy']:.2f} to {top['accuracy']:.2f} [{top['low']:.2f}, {top['high']:.2f}]; {count} random "
-        f"others to {random['accuracy']:.2f} (worst draw {random['worst']:.2f}), all heads to {every['accuracy']:.2f} "
-        f"(n = {int(before['n'])} fresh pairs)."
+        f"At the {where}, the {count} strongest heads patched together move P(answer) {two(tops[count])} of the way, "
+        f"{count} random others {two(moved['random', count])}. Cut off from the picture, they take the accuracy from "
+        f"{two(before['accuracy'])} to {two(top['accuracy'])} [{two(top['low'])}, {two(top['high'])}]; {count} random "
+        f"others to {two(random['accuracy'])} (worst draw {two(random['worst'])}), all {number} heads to "
+        f"{two(after['accuracy'])} {pairs}."
     )

@@ -22,9 +22,9 @@ PANELS = (
     ("last token, patched", "mirrored", "counterfactual", "last", "effect"),
     ("last token, direct path only", "mirrored", "counterfactual", "last", "direct"),
     ("reference's word, patched", "mirrored", "counterfactual", "reference", "effect"),
-    ("last token, to the new answer", "five entities", "attribute", "last", "effect"),
-    ("last token, to the line's other end", "five entities", "order", "last", "effect"),
-    ("reference's word, to the new answer", "five entities", "attribute", "reference", "effect"),
+    ("last token: to the new answer", "five entities", "attribute", "last", "effect"),
+    ("last token: to the line's other end", "five entities", "order", "last", "effect"),
+    ("reference's word: to the new answer", "five entities", "attribute", "reference", "effect"),
 )
 
 
@@ -39,12 +39,11 @@ def heat_maps(table: pd.DataFrame):
     for axis, (title, design, toward, token, column) in zip(axes.flat, PANELS, strict=True):
         own = table[(table["design"] == design) & (table["toward"] == toward) & (table["token"] == token)]
         image = _heat_map(axis, own, column)
-        axis.set_title(f"{title}\n({design}, n = {own['n'].max()})", fontsize=8)
+        axis.set_title(f"{title}\n({design}, n = {own['n'].max()})", fontsize=7)
     for axis in axes[:, 0]:
         axis.set_ylabel("layer")
-    for axis in axes[1]:
-        axis.set_xlabel("head, then whole attention and MLP output")
-    figure.colorbar(image, ax=axes, shrink=0.6, label="share of the way to that answer (logits)")
+    axes[1, 1].set_xlabel("head; att., MLP: the layer's whole attention and MLP output")
+    figure.colorbar(image, ax=axes, shrink=0.6, extend="both", label="share of the way to that answer (logits)")
     null = Patch(facecolor=PALE, edgecolor=HATCH, hatch="////", label="within the 95 % band of the null, or below .01")
     figure.legend(handles=[null], loc="outside lower center")
     return figure
@@ -85,8 +84,8 @@ def checks(together: pd.DataFrame, cut: pd.DataFrame):
         axis.set_xscale("log", base=2)
         axis.set_xticks(ticks, ticks)
         axis.set(xlabel="number of heads", ylim=(-0.05, 1.12))
-    axes[0].set(title="patched together", ylabel="effect on the probabilities")
-    axes[1].set(title="cut off from the picture", ylabel="accuracy")
+    axes[0].set(title=f"patched together (n = {patched['n'].max()})", ylabel="effect on the probabilities")
+    axes[1].set(title=f"cut off from the picture (n = {cut['n'].max()})", ylabel="accuracy")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
 
@@ -108,7 +107,7 @@ def attention_maps(
         for axis, name, weight in zip(row[1:], names, own, strict=True):
             figures.show_scene(axis, picture, {}, grid.side, grid.pixels, f"{name}: {weight.max():.2f}")
             shade = np.zeros((grid.side, grid.side, 4))
-            shade[..., 3] = 0.85 * (1 - weight / weight.max()).reshape(grid.side, grid.side)
+            shade[..., 3] = 0.65 * (1 - weight / weight.max()).reshape(grid.side, grid.side)
             axis.imshow(shade, extent=(0, grid.canvas, grid.canvas, 0), interpolation="nearest")
         for axis in row:
             axis.add_collection(LineCollection(edges, edgecolor=figures.VERMILLION, linewidth=1.6))
