@@ -68,7 +68,10 @@ def _ledgers(model: str, own: list[dict], theirs: list[dict]) -> pd.DataFrame:
 def _tables(model: str, name: str) -> pd.DataFrame:
     """Cell by cell, only the largest difference of each column is kept."""
     roots = (places.record(), places.PUBLISHED)
-    ours, published = (storage.read_csv(manifests.checked(root, model, name)) for root in roots)
+    try:
+        ours, published = (storage.read_csv(manifests.checked(root, model, name)) for root in roots)
+    except UserError as error:
+        return pd.DataFrame([(model, name, str(error), "", "", np.inf)], columns=COLUMNS)
     if ours.shape != published.shape or list(ours) != list(published):
         return pd.DataFrame([(model, name, "shape", str(ours.shape), str(published.shape), np.inf)], columns=COLUMNS)
     found = []

@@ -23,27 +23,33 @@ def publish(notebooks: list[Notebook], models_folder: Path) -> None:
     own, published = places.record(), places.PUBLISHED
     if own.resolve() == published.resolve():
         raise UserError(f"{show(published)} is what is published: publish from runs/ or another folder")
-    planned = [
+    jobs = planned(notebooks, models_folder)
+    chosen = [choose(own, published, model, notebook, models_folder) for model, notebook in jobs]
+    for run in chosen:
+        copy(run, Run(published, run.model, run.notebook))
+    kept = {(model, notebook.name) for model, notebook in jobs}
+    for run in manifests.all_runs(published):
+        if (run.model, run.notebook) not in kept and run.model != record.SEEDS:
+            manifests.remove(run)
+    models = list(dict.fromkeys(model for model, _ in jobs))
+    for path in manifests.strays(published):
+        if path.relative_to(published).parts[0] in models:  # what others keep in outputs/ is theirs
+            path.unlink()
+    for notebook in notebooks:
+        files.write_bytes(notebook.path, Run(published, DEFAULT, notebook.name).executed.read_bytes())
+    if not (table := record.summary(models, published)).empty:
+        files.write_bytes(published / "summary.csv", record.summary_bytes(table))
+
+
+def planned(notebooks: list[Notebook], models_folder: Path) -> list[tuple[str, Notebook]]:
+    """What is published: names of models, each with the notebooks that the plan gives it."""
+    return [
         (model, notebook)
         for model, numbers in PLAN.items()
         if model in shipped(models_folder)
         for notebook in notebooks
         if numbers is None or notebook.name.startswith(numbers)
     ]
-    chosen = [choose(own, published, model, notebook, models_folder) for model, notebook in planned]
-    for run in chosen:
-        copy(run, Run(published, run.model, run.notebook))
-    kept = {(model, notebook.name) for model, notebook in planned}
-    for run in manifests.all_runs(published):
-        if (run.model, run.notebook) not in kept and run.model != record.SEEDS:
-            manifests.remove(run)
-    models = list(dict.fromkeys(model for model, _ in planned))
-    for path in manifests.strays(published):
-        if path.relative_to(published).parts[0] in models:  # what others keep in outputs/ is theirs
-            path.unlink()
-    for notebook in notebooks:
-        files.write_bytes(notebook.path, Run(published, DEFAULT, notebook.name).executed.read_bytes())
-    files.write_bytes(published / "summary.csv", record.summary_bytes(record.summary(models, published)))
 
 
 def choose(own: Path, published: Path, model: str, notebook: Notebook, models_folder: Path) -> Run:

@@ -12,6 +12,7 @@ from lib import places
 from lib.artifact import ledger, manifests, readme, record
 from lib.artifact.manifests import Run
 from lib.artifact.notebooks import Notebook, parse_parameters
+from lib.artifact.publishing import planned
 from lib.artifact.staleness import changes, recorded
 from lib.engine.checkpoints import seeds
 from lib.engine.embedded import DEFAULT
@@ -37,18 +38,30 @@ class Fault:
 def faults(notebooks: list[Notebook], models_folder: Path) -> list[Fault]:
     """Everything in the record at hand, in notebooks/ and in the generated tables that is not as it should be."""
     root, by_name = places.record(), {notebook.name: notebook for notebook in notebooks}
-    found, unreadable = [], False
+    published = root.resolve() == places.PUBLISHED.resolve()
+    found, torn = [], set()  # torn: models of which a manifest is missing or not readable
+    for run in missing(root, notebooks, models_folder) if published else []:
+        found.append(Fault(run.manifest, "this run is missing", restore(run.manifest, rerun(run))))
+        torn.add(run.model)
     for run in manifests.all_runs(root):
         found += of_run(run, by_name.get(run.notebook), models_folder)
-        unreadable |= run not in manifests.readable(root, run.model)
-    found += [Fault(path, "no run wrote it", f"rm {quoted(path)}") for path in manifests.strays(root)]
-    found += [] if unreadable else of_derived(root)  # what follows from manifests waits until they are repaired
+        torn |= {run.model} - {each.model for each in manifests.readable(root, run.model) if each == run}
+    # what follows from manifests, and what they name, can be judged once they are there
+    strays = [path for path in manifests.strays(root) if path.relative_to(root).parts[0] not in torn]
+    found += [Fault(path, "no run wrote it", f"rm {quoted(path)}") for path in strays]
+    found += [] if torn else of_derived(root)
     for notebook in notebooks:
         found += of_source(Run(root, DEFAULT, notebook.name), notebook)
     found += of_seeds(Run(root, record.SEEDS, record.SEEDS), models_folder)
-    if root.resolve() == places.PUBLISHED.resolve():  # the tables tell of the published record only
+    if published:  # the tables tell of the published record only
         found += of_pages(tables=not found)
     return found
+
+
+def missing(root: Path, notebooks: list[Notebook], models_folder: Path) -> list[Run]:
+    """Runs of the plan that have no manifest."""
+    runs = [Run(root, model, notebook.name) for model, notebook in planned(notebooks, models_folder)]
+    return [run for run in runs if not run.manifest.is_file()]
 
 
 # Repairs
@@ -62,7 +75,7 @@ def rerun(run: Run) -> str:
     """Executing a notebook again and, where the record is the published one, publishing it."""
     again = f"python -m lib.run --model {shlex.quote(run.model)} --notebooks {run.notebook.split('_')[0]} --fresh"
     if run.root.resolve() == places.PUBLISHED.resolve():
-        return f"{again} && {PUBLISH}"
+        return f"{again}; {PUBLISH}"  # not &&: a run that differs from a damaged record ends with exit code 1
     return f"{again} --outputs {quoted(run.root)}"
 
 
@@ -102,8 +115,11 @@ def of_run(run: Run, notebook: Notebook | None, models_folder: Path) -> list[Fau
     if published and manifest["parameters"] != recorded(notebook.parameters, run.model):
         found.append(Fault(run.manifest, "it was run with other parameters than the notebook's", rerun(run)))
     if run.executed not in dict(damage) and executed_with(run) != without_model(manifest["parameters"]):
-        found.append(Fault(run.executed, "it was run with other parameters than its manifest says", rerun(run)))
-    return found + [Fault(run.manifest, why, rerun(run)) for why in against_rules(manifest["ledger"])]
+        what = "its manifest says other parameters than the executed notebook"
+        found.append(Fault(run.manifest, what, restore(run.manifest, rerun(run))))
+    return found + [
+        Fault(run.manifest, why, restore(run.manifest, rerun(run))) for why in against_rules(manifest["ledger"])
+    ]
 
 
 def executed_with(run: Run) -> dict:
