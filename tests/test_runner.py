@@ -26,9 +26,7 @@ PARAMETERS = 'model = "reference"\nseed = 0  # of every draw\nrate = 0.5\nword =
 WORK = """
 import os, sys, pathlib
 from lib import places
-from lib.artifact import kernel, manifests
-from lib.artifact.bounds import read_value
-from lib.artifact.manifests import Run
+from lib.artifact import storage
 log = places.record().parent / f"{places.model_name(model)}.log"
 log.open("a").write(f"{places.model_name(model)} {seed} {rate} {word} {sizes}\\n")
 print(sys.executable, places.ROOT, os.environ["TQDM_DISABLE"])
