@@ -59,7 +59,7 @@ def test_only_a_seed_may_be_zero(notebook, name):
 
 
 @pytest.mark.parametrize("notebook, name", LISTS, ids=names)
-@pytest.mark.parametrize("text", ["4", "[]", "['a']", "[nan]", "[1e999]", "[1, None]", "[2, 2]", "[True]", "[[1]]", "x"])
+@pytest.mark.parametrize("text", ["4", "[]", "['a']", "[nan]", "[1e999]", "[1, None]", "[2, 2]", "[True]", "[[1]]"])
 def test_lists_of_numbers_hold_numbers(notebook, name, text):
     with pytest.raises(UserError, match="does not fit"):
         given_as(notebook, name, text)
