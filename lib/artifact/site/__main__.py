@@ -33,7 +33,7 @@ def main(argv=None) -> None:
     folder = parser.parse_args(argv).folder
     places.use_published()
     if not record.copies():
-        raise UserError(f"{show(places.outputs())} holds no executed notebook: `make run` makes them")
+        raise UserError(f"{show(places.record())} holds no executed notebook: `make run` makes them")
     make_empty(folder)
     sources = {path.stem: load_notebook(path) for path in places.NOTEBOOKS.glob("[0-9]*.ipynb")}
     models = [model_pages(name, folder, sources) for name in record.models()]
@@ -111,12 +111,8 @@ def card(name: str, folder: Path) -> str | None:
 
 
 def claims(name: str) -> str | None:
-    """The table of a model's claims as HTML; None where it has no readable ledger."""
-    try:
-        rows = ledger.load(name)
-    except UserError as error:
-        print(f"left out: {error}")
-        return None
+    """The table of a model's claims as HTML; None where it has no ledger."""
+    rows = record.rows(name)
     return frame(ledger.table(rows)) if rows else None
 
 
