@@ -1,10 +1,15 @@
 """The claims of the paper, what is measured for each, and the rule that turns a value into a verdict (floor 4).
 
-One rule for every row: with the 95 % interval of the metric wholly above its threshold the claim is *reproduced*,
-wholly at or below it *not reproduced*, else *inconclusive*. With fewer units than the measure needs it is
+One rule for every metric: the claim is *reproduced* if the whole 95 % interval lies above the metric's threshold, *not
+reproduced* if it lies at or below it, and *inconclusive* otherwise. With fewer units than the metric needs it is
 *inconclusive*, or *not testable* where the rule says so. docs/RULES.md gives the rules in plain English, with their
-dates; docs/HISTORY.md keeps the verdicts of the superseded ones.
-Effects are on the scale clean run = 0, counterfactual run = 1 of P(opposite) - P(target), unless said otherwise.
+dates; docs/HISTORY.md keeps those of the first round, which they replaced. Effects are on a scale from the clean run
+(0) to the counterfactual run (1) of P(opposite) - P(target): the answers to the two pictures. P(order), P(attribute):
+probability of the entity at the place that is asked for, of the answer that the counterfactual run gives (PROTOCOL.md
+2). Edits are those of lib/analysis/fingerprint.py, by number.
+
+To add a claim: a `Measure` below, its row in docs/RULES.md (a test compares them), and `ledger.row` in the notebook
+that measures it.
 """
 
 from __future__ import annotations
@@ -22,17 +27,15 @@ from lib.errors import UserError
 AXES, LINES = ("left-right", "above-below"), ("centred", "shifted")
 FILE = "ledger.json"
 LEAST = 5  # units (pairs, entities, scenes): an interval from fewer says nothing
-SECOND = "2026-11-26: docs/RULES.md"  # when and where the rules of the second round replaced those of the first
 
 
 @dataclass(frozen=True)
 class Measure:
     """What is measured for a claim.
 
-    threshold: see the module's rule. paper: the paper's value, maybe in words. excludes: the rival explanation that
-    predicts a value at or below the threshold. least: units that a verdict needs; too_few: what stands in its place
-    with fewer. superseded: date and place of the rule that replaced this one; such a measure stays until no notebook
-    records it.
+    threshold: reproduced if the whole interval lies above it. paper: the paper's value, maybe in words. excludes: the
+    rival explanation that predicts a value at or below the threshold. least: units that a verdict needs; too_few: the
+    verdict with fewer.
     """
 
     claim: str
@@ -43,7 +46,6 @@ class Measure:
     excludes: str = ""
     least: int = LEAST
     too_few: str = "inconclusive"
-    superseded: str = ""
 
     @property
     def rule(self) -> str:
@@ -121,39 +123,9 @@ MEASURES = {
                 "strict accuracy with cross-fitted alpha minus without enhancement, breakage counted",
                 "repairs that are paid for with broken answers, and alpha chosen on the items it is scored on"),
         Measure("C7 net", "unrelated_kept", -0.05, "not reported",
-                "accuracy on questions that are not about space (colour or shape of the object named) at the "
+                "accuracy on questions that are not about space at the "
                 "cross-fitted alpha, minus without enhancement",
                 "an enhancement that harms the picture as a whole"),
-        # Rules of the first round; no new value may be recorded under them once the notebooks follow the second.
-        Measure("C1", "order_peak", 0.5, "about 1 in layers 20-22 of 28",
-                "largest P(order) over slots when the last token is patched", superseded=SECOND),
-        Measure("C1", "order_before_attribute", 0.0, "layers 20-22, then 23-27",
-                "slot from which P(attribute) stays above 1/2, minus the slot where P(order) is largest",
-                superseded=SECOND),
-        Measure("C2", "probe_held_out", 0.8, ".90 - 1.00 (entities seen in training)",
-                "accuracy of the ordinal probe on embeddings of object tokens, entities never seen by the probe",
-                superseded=SECOND),
-        Measure("C2", "probe_selectivity", 0.2, "not reported",
-                "that accuracy minus the accuracy on the control task (random labels per entity, seen entities)",
-                superseded=SECOND),
-        Measure("C3", "strip_score", 0.5, "visible strips, no number",
-                "share of the probe map's variance over background tokens explained by their strip",
-                superseded=SECOND),
-        Measure("C4", "strip_effect", 0.5, "flips (about 1)", "effect of exchanging whole strips at slot 0",
-                superseded=SECOND),
-        Measure("C4", "strip_minus_object", 0.25, "about 1",
-                "that effect minus the effect of exchanging object tokens alone", superseded=SECOND),
-        Measure("C5", "order_lost", 0.5, "most of it",
-                "share of P(target) - P(opposite) that the ordering ablation removes", superseded=SECOND),
-        Measure("C5", "order_left", 0.0, "some of it",
-                "P(target) - P(opposite) after the ablation (0: nothing but chance between the two)",
-                superseded=SECOND),
-        Measure("C6", "backup_peak", 0.25, "flips in layers 11-20 of 28",
-                "largest effect over slots of exchanging object tokens under the ablation, minus the effect at slot 0",
-                superseded=SECOND),
-        Measure("C7", "repaired_minus_random", 0.0, ".31 (Gemma-3-4b), .41 (Qwen2-VL-2B)",
-                "share of failures repaired, the paper's accounting, minus the mean of random directions",
-                superseded=SECOND),
     )
 }  # fmt: skip
 
@@ -164,14 +136,14 @@ def by_claim() -> list[tuple[str, Measure]]:
 
 
 def row(metric: str, estimate: Estimate, notebook: str, cell: str, **where: str) -> dict:
-    """One ledger row. cell: the tag of the cell that made the value. where: `setting`, and `axis` and `lines` for a
-    metric that has a row for each (`AXES`, `LINES`)."""
+    """One ledger row. cell: the tag of the cell that made the value. where: `setting`, and `axis` and `lines` (centred
+    or shifted) for a metric that has a row for each (`AXES`, `LINES`)."""
     value, low, high = (float(x) if np.isfinite(x) else None for x in (estimate.value, estimate.low, estimate.high))
     if set(where) - {"setting", "axis", "lines"}:
         raise ValueError(f"a ledger row stands at a setting, an axis and lines, not at {', '.join(where)}")
     if metric not in MEASURES:
         raise UserError(
-            f"No measure {metric!r} in lib/artifact/ledger.py: add it there, with its threshold, before computing it."
+            f"No measure {metric!r} in lib/artifact/ledger.py: add it there, with its threshold, before it is computed."
         )
     measure = MEASURES[metric]
     return {
