@@ -51,17 +51,16 @@ def cell(model: str, found: list[dict]) -> dict:
         if verdict in counts
     ]
     full = [f"{ledger.where(row) or 'all'}: {ledger.in_figures(row)} {row['verdict']}" for row in found]
-    return {"model": model, "chips": chips, "short": in_short(found), "full": "\n".join(full)}
+    value, interval = in_short(found)
+    return {"model": model, "chips": chips, "value": value, "interval": interval, "full": "\n".join(full)}
 
 
-def in_short(found: list[dict]) -> str:
-    """The value with its interval; of several rows the least and the largest value, and what holds all intervals."""
+def in_short(found: list[dict]) -> tuple[str, str]:
+    """Value and interval; of several rows the least and the largest value, and the range that holds all intervals."""
     measured = [row for row in found if row["value"] is not None and row["low"] is not None]
     if not measured:
-        return ""
-    if len(measured) == 1:
-        return ledger.in_figures(measured[0])
+        return "", ""
     values = [row["value"] for row in measured]
     low, high = min(row["low"] for row in measured), max(row["high"] for row in measured)
     least, most, low, high = (f"{round(x, 2) + 0.0:.2f}" for x in (min(values), max(values), low, high))
-    return f"{least} to {most} [{low}, {high}]" if least != most else f"{least} [{low}, {high}]"
+    return least if least == most else f"{least} to {most}", f"[{low}, {high}]"

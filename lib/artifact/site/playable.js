@@ -2,6 +2,7 @@
 "use strict";
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
+const FIRST = "5"; // all background from B: the objects stay, and the answer may change
 const COLOURS = { other: "#cc79a7", own: "#e69f00" }; // as in the figures of notebook 02
 const $ = (id) => document.getElementById(id);
 
@@ -30,11 +31,11 @@ function choice() {
   return { model, scene, number, edit: DATA.edits[number], tokens: scene.edits[number], slot: Number($("slot").value) };
 }
 
-function radios(place, name, items, show) {
-  const before = document.querySelector(`input[name=${name}]:checked`)?.value;
-  $(place).querySelector(".choices").replaceChildren(...items.map(([value, label], k) => {
+function radios(place, name, items, show, first) {
+  const before = document.querySelector(`input[name=${name}]:checked`)?.value ?? first;
+  $(place).querySelector(".choices").replaceChildren(...items.map(([value, label]) => {
     const input = html("input", { type: "radio", name, value, "aria-label": label });
-    input.checked = before === undefined ? k === 0 : before === value;
+    input.checked = before === value;
     return html("label", { title: label }, input, show(value));
   }));
 }
@@ -44,7 +45,7 @@ function offerScenes() {
   $("about").textContent = about;
   $("slot").max = layers;
   const thumbnail = (value) => html("img", { src: scenes[value].clean, alt: "" });
-  radios("scenes", "scene", scenes.map((scene, k) => [String(k), `${scene.label}: ${scene.question}`]), thumbnail);
+  radios("scenes", "scene", scenes.map((scene, k) => [String(k), `${scene.label}: ${scene.question}`]), thumbnail, "0");
 }
 
 // Numbers -------------------------------------------------------------------------------------------------------------
@@ -79,16 +80,16 @@ function regions({ targets, sources }) {
   return { targets: [targets.slice(0, half), targets.slice(half)], sources: [sources.slice(0, half), sources.slice(half)] };
 }
 
-function cells(tokens, side, colour, letter) {
-  return tokens.flatMap((token) => {
-    const [x, y] = [token % side, Math.floor(token / side)];
-    return [
-      svg("rect", { x: x + 0.05, y: y + 0.05, width: 0.9, height: 0.9, fill: colour, "fill-opacity": 0.3, stroke: colour,
-        "stroke-width": 0.12 }),
-      svg("text", { x: x + 0.5, y: y + 0.72, "font-size": 0.7, "text-anchor": "middle", "font-family": "Arial, sans-serif",
-        fill: "#000", stroke: "#fff", "stroke-width": 0.12, "paint-order": "stroke" }, letter),
-    ];
-  });
+// The tokens of a region as tinted cells, and its letter beside its first row.
+function marked(tokens, side, colour, letter) {
+  if (!tokens.length) return [];
+  const [columns, rows] = [tokens.map((token) => token % side), tokens.map((token) => Math.floor(token / side))];
+  const boxes = tokens.map((_, k) => svg("rect", { x: columns[k] + 0.06, y: rows[k] + 0.06, width: 0.88, height: 0.88,
+    fill: colour, "fill-opacity": 0.35, stroke: colour, "stroke-width": 0.12 }));
+  const middle = (Math.min(...columns) + Math.max(...columns) + 1) / 2;
+  const above = Math.min(...rows) > 1 ? Math.min(...rows) - 0.3 : Math.min(...rows) + 1.5;
+  return [...boxes, svg("text", { x: middle, y: above, "font-size": 1.7, "font-weight": "bold", "text-anchor": "middle",
+    "font-family": "Arial, sans-serif", fill: "#000", stroke: "#fff", "stroke-width": 0.35, "paint-order": "stroke" }, letter)];
 }
 
 function draw(id, picture, side, marks, words) {
@@ -110,13 +111,15 @@ function showPictures({ scene, edit, tokens }) {
   const colour = edit.own ? COLOURS.own : COLOURS.other;
   const source = edit.own ? scene.clean : scene.mirrored;
   const { targets, sources } = regions(tokens);
-  const marked = (parts) => parts.flatMap((part, k) => cells(part, side, colour, "xy"[k]));
+  const all = (parts) => parts.flatMap((part, k) => marked(part, side, colour, "xy"[k]));
   const from = edit.own ? "picture A itself" : "the mirror image B";
-  draw("from", source, side, marked(sources), `${from}, with the tokens marked whose vectors are taken`);
-  draw("into", scene.clean, side, marked(targets), "picture A, with the tokens marked that are overwritten");
+  draw("from", source, side, all(sources), `${from}, with the tokens marked whose vectors are taken`);
+  draw("into", scene.clean, side, all(targets), "picture A, with the tokens marked that are overwritten");
   const moved = tokens.targets.map((to, k) => patch(source, side, tokens.sources[k], to));
   draw("result", scene.clean, side, moved, "picture A with the overwritten patches replaced by those they were taken from");
   $("from-said").textContent = `Taken from: ${from}, ${tokens.sources.length} of ${side * side} tokens.`;
+  $("into-said").textContent = targets[1].length ? "Written into: picture A; x takes the vectors marked x on the left, y those of y."
+    : "Written into: picture A, each token in its own place.";
 }
 
 // Answers -------------------------------------------------------------------------------------------------------------
@@ -138,8 +141,12 @@ function showAnswers({ scene, number, slot, model }) {
     .map((three) => bar(rest(three)))));
   document.querySelector("#answers tbody").replaceChildren(...rows);
   const value = effect(scene, after);
+  const all = model.scenes.map((each) => effect(each, each.after[number][slot]));
+  const mean = all.reduce((sum, each) => sum + each, 0) / all.length;
+  const range = `${digits(mean)} on average (${digits(Math.min(...all))} to ${digits(Math.max(...all))})`;
   const unsure = scene.correct ? "" : " (Without edits this model does not answer both pictures correctly, so this pair says little.)";
   $("said").textContent = `Edit ${number} at slot ${slot} of ${model.name}: effect ${digits(value)}; ${inWords(value)}${unsure}`;
+  $("average").textContent = `Over the ${all.length} scenes of this page: ${range}.`;
 }
 
 function showPredicted({ edit }) {
@@ -161,11 +168,12 @@ function showCurve({ scene, number, slot, model }) {
   const points = values.flatMap((value, k) => [
     svg("circle", { cx: x(k), cy: y(value), r: k === slot ? 6 : 3, fill: k === slot ? "#d55e00" : "#0072b2" }),
     svg("text", { ...text, x: x(k), y: 134, "text-anchor": "middle" }, String(k))]);
-  const line = svg("polyline", { points: values.map((value, k) => `${x(k)},${y(value)}`).join(" "), fill: "none",
-    stroke: "#0072b2", "stroke-width": 2 });
+  const line = (numbers, stroke, width) => svg("polyline", { fill: "none", stroke, "stroke-width": width,
+    points: numbers.map((value, k) => `${x(k)},${y(value)}`).join(" ") });
+  const others = model.scenes.map((each) => line(each.after[number].map((answers) => effect(each, answers)), "#aaa", 1));
   const names = [svg("text", { ...text, x: 172, y: 148, "text-anchor": "middle" }, "slot"),
     svg("text", { ...text, x: 0, y: 10 }, "effect")];
-  $("curve").replaceChildren(...levels, line, ...points, ...names);
+  $("curve").replaceChildren(...levels, ...others, line(values, "#0072b2", 2.5), ...points, ...names);
   $("curve").setAttribute("aria-label", `effect by slot: ${values.map(digits).join(", ")}`);
 }
 
@@ -180,7 +188,7 @@ function show() {
 
 $("model").replaceChildren(...DATA.models.map(({ name }) => html("option", {}, name)));
 radios("edits", "edit", Object.entries(DATA.edits).map(([number, { title }]) => [number, `${number}: ${title}`]),
-  (number) => html("span", {}, number));
+  (number) => html("span", {}, number), FIRST);
 offerScenes();
 document.querySelector("form").addEventListener("input", (event) => {
   if (event.target.id === "model") offerScenes();
