@@ -1,4 +1,4 @@
-"""`python -m lib.artifact.archive [file]`: everything in the last commit as one ZIP file, fit for an archive such as Zenodo.
+"""`python -m lib.artifact.archive [file]`: everything in the last commit as one ZIP file for an archive such as Zenodo.
 
 Sources, embedded models, published outputs, and SHA256SUMS with a line per file, which `sha256sum --check SHA256SUMS`
 reads in the unpacked folder. The same commit always gives the same files.

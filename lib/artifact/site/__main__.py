@@ -129,7 +129,7 @@ def model_pages(name: str, folder: Path, sources: dict[str, Notebook]) -> dict:
         "rows": rows,
         "table": ledger.table(rows).drop(columns="rule").to_dict("records") if rows else [],
     }
-    rendered("model.html", folder / name / "index.html", open=ledger_claims(), **content)
+    rendered("model.html", folder / name / "index.html", open=ledger_claims(), letters=matrix.LETTERS, **content)
     return content
 
 
