@@ -54,9 +54,9 @@ BACKGROUND = sorted(sum(REST, []))
 
 def edited(a, b, number):
     out, first, last = a.clone(), 0, 2
-    if number == 1:  # objects crossed with B
+    if number == 1:  # objects crossed with the mirror picture
         out[OBJECTS[first]], out[OBJECTS[last]] = b[OBJECTS[last]], b[OBJECTS[first]]
-    elif number == 5:  # all background from B
+    elif number == 5:  # all background from the mirror picture
         out[BACKGROUND] = b[BACKGROUND]
     else:  # within A: strips' background (9), and the objects with it (8)
         pairs = [(REST[first], REST[last])] + ([(OBJECTS[first], OBJECTS[last])] if number == 8 else [])

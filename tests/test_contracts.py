@@ -182,7 +182,7 @@ def test_patching_identities_in_the_encoder(name):
         same = vlm.encode(pics[:2], edits={slot: lambda h, i, s=slot: stream[s][i]})
         whole = vlm.encode(pics[:2], edits={slot: lambda h, i, s=slot: theirs[s][i]})
         assert measure(name, "3 encoder", (same, clean)) < EXACT
-        if vlm.family.order != "class" or slot in (
+        if vlm.family.patch_order != "class" or slot in (
             0,
             slots[-1],
         ):  # a class token carries the clean picture along

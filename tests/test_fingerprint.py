@@ -75,6 +75,39 @@ def test_the_winner(values, said):
     assert fingerprint.winner(values) == said
 
 
+def test_lead_is_the_distance_to_the_strongest_rival(trained):
+    table = fingerprint.sweep(trained, fingerprint.RIVALS.values())
+    for orientation, cell in table.groupby("orientation"):
+        own = fingerprint.rival_table(cell).set_index("rival")["value"]
+        for name in fingerprint.RIVALS:
+            others = max(own[rival] for rival in fingerprint.RIVALS if rival != name)
+            assert fingerprint.lead(cell, name).value == pytest.approx(own[name] - others, abs=1e-6), orientation
+
+
+def test_doses_take_more_and_more_of_the_background_and_end_at_all_of_it(small):
+    own = line(small.pairs[0])
+    edits = fingerprint.doses(own)
+    sizes = [len(edit.targets) for name, edit in edits.items() if name.startswith("random")]
+    assert sizes == sorted(set(sizes)) and sizes[-1] < len(own.background)
+    assert all(set(edit.targets) <= set(own.background) and not edit.own for edit in edits.values())
+    table = fingerprint.sweep(small, [fingerprint.RIVALS["B"]], extra=fingerprint.doses)
+    found = fingerprint.dose_table(table, own)
+    whole = fingerprint.effect_table(table[table["edit"].isin(["none", "5"])]).set_index("orientation")["effect"]
+    for (orientation, _), curve in found.groupby(["orientation", "region"]):
+        assert curve["tokens"].is_monotonic_increasing and curve["tokens"].iloc[-1] == len(own.background)
+        assert curve["effect"].iloc[-1] == pytest.approx(whole[orientation])
+
+
+def test_edits_in_the_encoder_end_as_edits_of_its_output(small):
+    """At the encoder's last slot only the projector follows, which looks at one patch at a time."""
+    inside = fingerprint.effect_table(fingerprint.encoder_edits(small, [5, 9], slots=[small.vlm.encoder_slots[-1]]))
+    outside = fingerprint.effect_table(fingerprint.sweep(small, [5, 9]))
+    keys = ["orientation", "edit"]
+    both = inside.merge(outside, on=keys, suffixes=("_inside", "_outside"))
+    assert len(both) == 4
+    assert (both["effect_inside"] - both["effect_outside"]).abs().max() < 1e-3
+
+
 def test_calibration_holds_planted_models_to_their_row():
     rows = [("backbone_only", axis, True, rival, 8, float(rival == "P")) for axis in ("horizontal", "vertical")
             for rival in "OSBP"]  # fmt: skip

@@ -10,7 +10,7 @@ import nbformat
 import pytest
 
 from lib import places
-from lib.artifact import notebooks, record
+from lib.artifact import ledger, notebooks, record
 
 SOURCES = sorted(places.NOTEBOOKS.glob("[0-9]*.ipynb"))
 PUBLISHED = sorted(places.PUBLISHED.glob("*/notebooks/[0-9]*.ipynb"))
@@ -52,6 +52,19 @@ def test_notebooks_show_the_outputs_of_the_reference_model(path, published):
         assert mine.source == other.source, "run `make run`, then `python -m lib.run --publish`"
         if "nbval-check-output" in mine.metadata.get("tags", []):
             assert mine.outputs == other.outputs, "run `python -m lib.run --publish`"
+
+
+@pytest.mark.parametrize("path", SOURCES[1:], ids=name)
+def test_opening_says_the_verdicts_that_the_page_ends_with(path, published):
+    """«C1 *not reproduced*» at the top of a page: so say all rows of that claim in the ledger of `reference`."""
+    said = re.findall(
+        r"(C\d) \*(reproduced|not reproduced|inconclusive|not testable)\*",
+        nbformat.read(path, as_version=4).cells[0].source,
+    )
+    assert said
+    for claim, verdict in said:
+        found = {row["verdict"] for row in ledger.load("reference") if row["claim"] == claim}
+        assert found == {verdict}, claim
 
 
 def test_something_is_published():

@@ -3,11 +3,13 @@
 from itertools import combinations, permutations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from lib.analysis import slot_probes
 from lib.analysis.probes import ObjectTokens
+from lib.stimuli.grids import ORIENTATIONS
 
 # --- planted codes --------------------------------------------------------------------------------------------
 
@@ -91,3 +93,19 @@ def test_lines_are_all_orders_of_their_sets_and_slot_zero_is_the_embedding(refer
     first = states[0].x.reshape(18, 3, 4, -1)
     assert torch.allclose(first[7, 2], lines.images[7, torch.as_tensor(lines.place_tokens[2])].cpu(), atol=1e-5)
     assert not torch.allclose(states[0].x, states[2].x, atol=1e-2)
+
+
+def test_order_readable_counts_sets_entities_and_places(reference):
+    lines = [slot_probes.all_orders(reference, "squares", o, 6) for o in ORIENTATIONS]
+    parts = [
+        slot_probes.place_probes(one.objects, one.sets, ["logistic"]).assign(orientation=one.orientation)
+        for one in lines
+    ]
+    table = pd.concat(parts)
+    found = slot_probes.order_readable(reference, table, lines)
+    means = table.groupby("test")["correct"].mean()
+    assert found["probe_seen_entities"].value == pytest.approx(means["held_out"])
+    assert found["probe_unseen_entities"].value == pytest.approx(means["entities"])
+    assert found["probe_seen_entities"].n == len(np.unique(lines[0].sets))
+    assert found["probe_unseen_entities"].n == table[table["test"] == "entities"]["entity"].nunique()
+    assert 0 <= found["probe_unseen_places"].value <= 1

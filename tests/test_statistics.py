@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib.analysis.statistics import bootstrap, difference, mean, proportion, rank_p, ratio, summarise
+from lib.analysis.statistics import bootstrap, detectable, difference, mean, proportion, rank_p, ratio, summarise
 from lib.errors import UserError
 
 
@@ -108,3 +108,13 @@ def test_ratio_is_the_bootstrap_of_a_quotient():
     for below in ([0, 0], [1e-7, -2e-7]):  # nothing but rounding
         none = ratio([1, 2], below)
         assert np.isnan([none.value, none.low, none.high]).all() and none.n == 2
+
+
+def test_detectable_difference_is_found_in_four_cases_of_five():
+    rng, found, width = np.random.default_rng(0), 0, []
+    for _ in range(300):
+        estimate = mean(rng.normal(0.28, 1.0, 100))
+        found += estimate.low > 0
+        width.append(detectable(estimate))
+    assert abs(np.mean(width) - 0.28) < 0.02
+    assert 0.7 < found / 300 < 0.9

@@ -1,11 +1,12 @@
-"""Nine edits of a picture's image tokens that tell four rival explanations apart (PROTOCOL.md 9.2).
+"""Fingerprint: which of four rival codes the answer follows, from the effects of nine edits (PROTOCOL.md 9.2).
 
-A is the clean picture (a, b, c), B its counterfactual, the mirror image (c, b, a); both are asked the same question.
-Every edit changes A's image tokens; its effect is 0 where the answer stays A's and 1 where it becomes B's. An edit sets
-the sources of order at odds, so that it says which of them the answer follows, not what each could do alone (that is
-`ladder`). The rivals: O, the objects' own tokens carry their place; S, the background around an object carries a place
-that the object takes over (the paper's explanation); B, the background carries who stands where, at no particular
-place; P, the language model makes the order from the places of tokens in its input.
+A pair is a clean picture (a, b, c) and its mirror picture (c, b, a), the counterfactual; both are asked the same
+question. Every edit changes image tokens of the clean picture; its effect is 0 where the answer stays that of the clean
+picture and 1 where it becomes that of the mirror picture. Each edit makes the rival explanations predict different
+answers, so that it says which of them the answer follows, not what each could do alone (that is `ladder`). The rivals:
+O, the objects' own tokens carry their place; S, the background around an object carries a place that the object takes
+over (the paper's explanation); B, the background carries who stands where, at no particular place; P, the language
+model makes the order from the places of tokens in its input.
 """
 
 from __future__ import annotations
@@ -26,16 +27,18 @@ from lib.stimuli.pairs import Pair, mirrored_pairs
 from lib.stimuli.scenes import Scene
 from lib.stimuli.token_sets import Tokens, block, box_tokens
 
+# "crossed with mirror": the first region takes the mirror picture's last one and the other way round, so that what is
+# in the region stays and any code of its place changes; "change places": within the clean picture.
 EDITS = {
-    1: "objects crossed with B",
-    2: "strips crossed with B",
-    3: "strips' background crossed with B",
-    4: "middle strip from B, in place",
-    5: "all background from B, in place",
-    6: "all objects from B, in place",
-    7: "outer objects change places within A",
-    8: "outer strips change places within A",
-    9: "strips' background changes places within A",
+    1: "objects crossed with mirror",
+    2: "strips crossed with mirror",
+    3: "strips' background crossed with mirror",
+    4: "middle strip from mirror, in place",
+    5: "all background from mirror, in place",
+    6: "all objects from mirror, in place",
+    7: "outer objects change places",
+    8: "outer strips change places",
+    9: "strips' background changes places",
 }
 RIVALS = {"O": 1, "S": 9, "B": 5, "P": 8}  # each rival's own edit
 RIVAL_NAMES = {
@@ -129,7 +132,7 @@ class LineTokens:
         }
 
 
-def alike(study: Study) -> Iterable[tuple[np.ndarray, LineTokens]]:
+def by_line_position(study: Study) -> Iterable[tuple[np.ndarray, LineTokens]]:
     """The study's pairs in groups whose lines stand at the same place: (rows, their token sets)."""
     places = [(p.orientation, tuple(x.box for x in p.clean.scene.placements)) for p in study.pairs]
     for place in dict.fromkeys(places):
@@ -153,7 +156,7 @@ def sweep(
     extra: a function of a group's `LineTokens` that gives further edits {name: Interchange} (the dose).
     """
     parts = []
-    for rows, line in alike(study):
+    for rows, line in by_line_position(study):
         part = study.rows(rows)
         edits = {str(number): line.edits[number] for number in numbers} | (extra(line) if extra else {})
         table = token_sweep(
@@ -163,12 +166,12 @@ def sweep(
     return pd.concat(parts, ignore_index=True)
 
 
-def encoder_slots(
+def encoder_edits(
     study: Study, numbers: Iterable[int] = tuple(RIVALS.values()), slots=None, progress: bool = False
 ) -> pd.DataFrame:
     """The same edits of the patches inside the image encoder, at encoder slots (None: every slot)."""
     images, parts = pictures(study), []
-    for rows, line in alike(study):
+    for rows, line in by_line_position(study):
         part = study.rows(rows)
         edits = {str(number): line.edits[number] for number in numbers}
         table = encoder_sweep(
@@ -184,7 +187,7 @@ def is_centred(study: Study) -> bool:
 
 # --- what a sweep shows ---------------------------------------------------------------------------------------
 
-CELL = ["setting", "orientation", "centred"]
+GROUP = ["setting", "orientation", "centred"]
 
 
 def effect_table(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
@@ -192,8 +195,8 @@ def effect_table(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 
     Effects are ratios of means over pairs, intervals bootstraps over whole pairs (`effects.summarise`).
     """
-    out = effects.summarise(table, [*CELL, "edit", "slot"], seed)
-    return out.assign(edit=out["edit"].astype(int)).sort_values([*CELL, "slot", "edit"], ignore_index=True)
+    out = effects.summarise(table, [*GROUP, "edit", "slot"], seed)
+    return out.assign(edit=out["edit"].astype(int)).sort_values([*GROUP, "slot", "edit"], ignore_index=True)
 
 
 def moved_at(table: pd.DataFrame, slot: int = 0) -> pd.DataFrame:
@@ -211,7 +214,7 @@ def rival_table(table: pd.DataFrame, slot: int = 0, seed: int = 0) -> pd.DataFra
     effects add up: edit 6 moves what O, S and P follow, edit 7 what S and P follow.
     """
     rows = []
-    for key, cell in table.groupby(CELL, sort=False):
+    for key, cell in table.groupby(GROUP, sort=False):
         wide = moved_at(cell, slot)
         own = {rival: wide[edit] for rival, edit in RIVALS.items()}
         found = own | {"sum": sum(own.values())}
@@ -221,7 +224,7 @@ def rival_table(table: pd.DataFrame, slot: int = 0, seed: int = 0) -> pd.DataFra
         for rival, moved in found.items():
             x = statistics.ratio(moved, wide["between"], seed=seed)
             rows.append((*key, rival, x.n, x.value, x.low, x.high))
-    return pd.DataFrame(rows, columns=[*CELL, "rival", "n", "value", "low", "high"])
+    return pd.DataFrame(rows, columns=[*GROUP, "rival", "n", "value", "low", "high"])
 
 
 def rival(table: pd.DataFrame, name: str, slot: int = 0, seed: int = 0) -> statistics.Estimate:
@@ -278,7 +281,7 @@ def in_words(rivals: pd.DataFrame) -> list[str]:
 
 
 def doses(line: LineTokens, parts: Sequence[float] = (0.125, 0.25, 1 / 3, 0.5, 2 / 3, 0.8), seed: int = 0) -> dict:
-    """Background tokens that take B's vectors, in place: random ones, and whole strips of as many.
+    """Background tokens that take the mirror picture's vectors, in place: random ones, and whole strips of as many.
 
     Edits "random k" with k tokens (parts of the background), "strips k": background of the middle strip, and of the two
     outer ones. All background is edit 5.
@@ -296,10 +299,10 @@ def dose_table(table: pd.DataFrame, line: LineTokens, seed: int = 0) -> pd.DataF
     """Effects by number of background tokens: setting, orientation, centred, region (random, strips), tokens, n,
     effect, low, high. table: a sweep with edit 5 and `doses` as extra edits; all background belongs to both curves."""
     found = effects.summarise(
-        table.query("edit == 'none' or edit == '5' or edit.str.contains(' ')"), [*CELL, "edit"], seed
+        table.query("edit == 'none' or edit == '5' or edit.str.contains(' ')"), [*GROUP, "edit"], seed
     )
     whole = found[found["edit"] == "5"].assign(tokens=len(line.background))
     named = found[found["edit"] != "5"]
     named = named.assign(region=named["edit"].str.split().str[0], tokens=named["edit"].str.split().str[1].astype(int))
     out = pd.concat([named, whole.assign(region="random"), whole.assign(region="strips")])
-    return out.drop(columns="edit").sort_values([*CELL, "region", "tokens"], ignore_index=True)
+    return out.drop(columns="edit").sort_values([*GROUP, "region", "tokens"], ignore_index=True)

@@ -177,22 +177,23 @@ def in_words(found: dict[str, statistics.Estimate]) -> str:
 def place_dependence(vlm: VLM, entities: tuple[Entity, ...]) -> pd.DataFrame:
     """How much an object's tokens depend on where it stands alone: columns orientation, entity, difference.
 
-    difference: distance between its tokens at the first place and in the middle, as a share of their mean norm. An
-    encoder that is blind to the place of a lone thing gives 0.
+    difference: distance between its tokens at the first or the last place and those in the middle, mean of both, as a
+    share of their mean norm. An encoder that is blind to the place of a lone thing gives 0.
     """
     grid, rows = vlm.grid, []
     for orientation in ("horizontal", "vertical"):
         pictures = []
         for entity in entities:
-            for place in (0, 1):
+            for place in range(3):
                 members = tuple(entity if k == place else None for k in range(3))
                 pictures.append(line_scene(members, grid, orientation).image(grid.canvas))
-        tokens = vlm.encode(pictures)
+        tokens = vlm.encode(pictures).float()
         for number, entity in enumerate(entities):
-            first, middle = (
-                tokens[2 * number + place][torch.from_numpy(object_tokens(grid, orientation, place))].float()
-                for place in (0, 1)
+            first, middle, last = (
+                tokens[3 * number + place][torch.from_numpy(object_tokens(grid, orientation, place))]
+                for place in range(3)
             )
-            scale = (first.norm(dim=-1).mean() + middle.norm(dim=-1).mean()) / 2
-            rows.append((orientation, str(entity), float((first - middle).norm(dim=-1).mean() / scale)))
+            scale = torch.stack([first, middle, last]).norm(dim=-1).mean()
+            apart = torch.stack([first - middle, last - middle]).norm(dim=-1).mean()
+            rows.append((orientation, str(entity), float(apart / scale)))
     return pd.DataFrame(rows, columns=["orientation", "entity", "difference"])

@@ -102,7 +102,7 @@ def unseen_places(vlm: VLM, lines: LineImages) -> pd.DataFrame:
     """The probe of all pictures, on the same lines where none of them stood: image, place, entity, correct, set.
 
     Entities stand one token closer together and the line at either end of the canvas, so that order in the line and
-    place on the canvas disagree.
+    place on the canvas disagree. The sets are those of training: nothing but the place is new.
     """
     probe = probes.train(lines.objects.x, lines.objects.place, 3, "logistic")
     gap = max(lines.grid.gap - 1, 0)

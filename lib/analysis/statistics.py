@@ -35,6 +35,13 @@ class Estimate:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] (n = {self.n})"
 
 
+def detectable(found: Estimate, power: float = 0.8, level: float = LEVEL) -> float:
+    """The smallest true value of which an interval as wide as this one excludes 0 with a probability of `power`
+    (normal approximation)."""
+    reach = stats.norm.ppf((1 + level) / 2)
+    return (found.high - found.low) / 2 * (1 + stats.norm.ppf(power) / reach)
+
+
 def _percentiles(units: int, level: float) -> tuple[float, float]:
     """Lower and upper percentile (0..1) to read from a bootstrap distribution over so many units."""
     if units < 2:

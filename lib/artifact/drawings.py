@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.collections import LineCollection
 
-from lib.analysis import fingerprint, ladder
+from lib.analysis import fingerprint, ladder, position_schemes
 from lib.artifact import figures
 from lib.artifact.figures import AXES
 from lib.patching.edits import Interchange
@@ -27,10 +27,13 @@ def edits(clean, counterfactual, named: dict[int, Interchange], grid: Grid):
     tokens of the other picture.
     """
     figure, axes = figures.panels(3, 4, height=2.0)
-    for ax, picture, title in zip(axes[:, 0], (clean, counterfactual), ("A: clean", "B: counterfactual"), strict=False):
+    for ax, picture, title in zip(axes[:, 0], (clean, counterfactual), ("clean", "mirror"), strict=False):
         figures.show_scene(ax, picture, {}, grid.side, grid.pixels, title)
     axes[2, 0].axis("off")
-    for colour, text, height in ((FROM_OTHER, "vectors from B", 0.7), (FROM_OWN, "vectors from A itself", 0.4)):
+    for colour, text, height in (
+        (FROM_OTHER, "vectors of the mirror picture", 0.7),
+        (FROM_OWN, "vectors of the clean one itself", 0.4),
+    ):
         axes[2, 0].text(0.1, height, text, color=colour, weight="bold", transform=axes[2, 0].transAxes)
     for ax, (number, edit) in zip(axes[:, 1:].flat, named.items(), strict=True):
         figures.show_scene(ax, clean, {}, grid.side, grid.pixels)
@@ -124,13 +127,14 @@ def slots(table: pd.DataFrame, last: str = "", xlabel: str = "slot"):
 
 
 def dose(table: pd.DataFrame):
-    """Effect against the number of background tokens taken from B, random ones and whole strips; returns the figure."""
+    """Effect against the number of background tokens taken from the mirror picture, random ones and whole strips;
+    returns the figure."""
     figure, axes = figures.panels(1, 2, height=2.2, sharey=True)
     for ax, (axis, named) in zip(axes, AXES.items(), strict=True):
         for region, role, label in (("random", "random", "random tokens"), ("strips", "strip", "whole strips")):
             own = table[(table["orientation"] == axis) & (table["region"] == region)]
             figures.curve_with_band(ax, own, "tokens", "effect", role, label)
-        ax.set(title=named, xlabel="background tokens from B", ylim=(-0.15, 1.15))
+        ax.set(title=named, xlabel="background tokens from the mirror picture", ylim=(-0.15, 1.15))
     axes[0].set_ylabel("effect at slot 0")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
@@ -154,6 +158,27 @@ def steps(table: pd.DataFrame):
         ax.set_xticks(range(len(ladder.STEPS)), [step.replace(" ", "\n") for step in ladder.STEPS])
     axes[0].set_ylabel("order, share")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
+
+
+def positions(table: pd.DataFrame):
+    """Order among the two named answers with image tokens at other positions, intact and after the ordering ablation,
+    a panel per axis; returns the figure. table: `position_schemes.summary`."""
+    figure, axes = figures.panels(1, 2, height=2.4, sharey=True)
+    schemes = position_schemes.SCHEMES
+    for ax, (axis, named) in zip(axes, AXES.items(), strict=True):
+        own = table[(table["orientation"] == axis) & (table["measure"] == "named")]
+        for step, fill, shift in ((ladder.STEPS[0], "none", -0.1), (ladder.STEPS[-1], "full", 0.1)):
+            rows = own[own["step"] == step].set_index("scheme").reindex(schemes)
+            bars = np.clip([rows["value"] - rows["low"], rows["high"] - rows["value"]], 0, None)
+            style = {"fmt": "o", "color": RIVAL_COLOURS["P"], "elinewidth": 1, "fillstyle": fill}
+            label = "intact" if step == ladder.STEPS[0] else "after the ablation"
+            ax.errorbar(np.arange(len(rows)) + shift, rows["value"], bars, label=label, **style)
+        figures.level(ax, 0, "no order")
+        ax.set(title=named, ylim=(-1.1, 1.15))
+        ax.set_xticks(range(len(schemes)), schemes, rotation=35, ha="right")
+    axes[0].set_ylabel("order, share")
+    figures.legend_below(figure, axes[0])
     return figure
 
 

@@ -57,11 +57,11 @@ class ImageEncoder:
                     "render or resize them to that."
                 )
         images = [image.convert("RGB") for image in images]
-        if self.family.extra:  # as in a prompt of several pictures: the whole picture once, no tiles
+        if self.family.tokens_after_grid:  # as in a prompt of several pictures: the whole picture once, no tiles
             images = [images if len(images) > 1 else images * 2]
         out = self.processor(images=images, return_tensors="pt", **self.family.options)
         out = {key: out[key] for key in self.family.inputs}
-        if self.family.extra:
+        if self.family.tokens_after_grid:
             count = len(images[0]) if images[0][0] is not images[0][-1] else 1
             out = {key: value[:count] for key, value in out.items()} | {"batch_num_images": torch.tensor([count + 1])}
         device = input_device(self.model)
@@ -93,7 +93,7 @@ class ImageEncoder:
             with hooks(*planted, *self._hooks(index, edits, seen, set(capture))):
                 return self.features(inputs), seen
 
-        size = min(self.family.together, self.batch_size())
+        size = min(self.family.pictures_per_call, self.batch_size())
         for _, (part, seen) in run_batches(len(images), work, size, progress, "pictures"):
             tokens.append(part[:, : self.grid.side**2])
             for slot in capture:
@@ -106,7 +106,7 @@ class ImageEncoder:
         out = self.model.model.get_image_features(**inputs, return_dict=True).pooler_output
         if not isinstance(out, Tensor):
             out = torch.cat([part.reshape(-1, part.shape[-1]) for part in out])
-        return out.reshape(-1, self.grid.side**2 + self.family.extra, out.shape[-1])
+        return out.reshape(-1, self.grid.side**2 + self.family.tokens_after_grid, out.shape[-1])
 
     def _hooks(self, index, edits: dict[int, Callable], seen: dict, capture: set) -> list[Registration]:
         """Hooks that read and write the residual stream at slots; slot e > 0 is written as the output of e - 1."""
@@ -138,12 +138,12 @@ class ImageEncoder:
     @property
     def patch_order(self) -> Int[Tensor, " patch"]:
         """Raster number of the patch at each position of the encoder's sequence (one picture, class token left out)."""
-        return _patch_order(self.family.order, self.grid.side, self.merge, _window(self.config, self.family))
+        return _patch_order(self.family.patch_order, self.grid.side, self.merge, _window(self.config, self.family))
 
     def _to_raster(self, hidden: Tensor, count: int) -> Float[Tensor, "image patch hidden"]:
         if self.family.packed:
             hidden = hidden.reshape(count, -1, hidden.shape[-1])
-        elif self.family.order == "class":
+        elif self.family.patch_order == "class":
             hidden = hidden[:, 1:]
         return hidden[:, torch.argsort(self.patch_order).to(hidden.device)]
 
@@ -151,7 +151,7 @@ class ImageEncoder:
         out = patches[:, self.patch_order.to(patches.device)].to(like.dtype)
         if self.family.packed:
             return out.reshape(like.shape)
-        return torch.cat([like[:, :1], out], dim=1) if self.family.order == "class" else out
+        return torch.cat([like[:, :1], out], dim=1) if self.family.patch_order == "class" else out
 
     def patches(self, tokens) -> Int[np.ndarray, " patch"]:
         """Raster numbers of the encoder patches under image tokens (several patches where the projector merges
@@ -191,7 +191,7 @@ def _patch_order(order: str, side: int, merge: int, window: int | None) -> Tenso
 
 def _window(config, family: Family) -> int | None:
     """Window side in image tokens (Qwen2.5-VL)."""
-    if family.order != "windows":
+    if family.patch_order != "windows":
         return None
     vision = config.vision_config
     return vision.window_size // vision.patch_size // vision.spatial_merge_size

@@ -1,5 +1,5 @@
-"""What is known about each model family, as data (floor 2; no torch, no transformers: the runner imports this
-too).
+"""What is known about each model family, as data (floor 2, see lib/__init__.py; no torch, no transformers, because the
+runner imports this, too).
 
 A *family* is the set of checkpoints that transformers runs with one class and one way of placing image
 tokens. The record says where the parts of the model are, how a picture becomes image tokens, and what stands
@@ -9,12 +9,12 @@ and tokenizer.
 Add your model
 --------------
 1. Write one `Family` record below: `architecture` is `model_type` in the checkpoint's config.json, `vision`
-   that of its `vision_config` when the first alone does not tell. Give its grid: `side` tokens of `pixels`
-   pixels. A picture must have exactly side * pixels pixels a side, so that no resizing moves entities off
-   their tokens.
+   that of its `vision_config`, needed only where several families share an architecture. Add its grid to `GRIDS`
+   in lib/stimuli/grids.py: `side` tokens of `pixels` pixels. A picture must have exactly side * pixels pixels per
+   side, so that no resizing shifts objects across the borders of tokens.
 2. Add a tiny random model of it to `tests/tiny.py`, a branch in `lib/engine/oracle.py` if its forward pass wants
-   inputs of its own, and run `pytest tests/test_contracts.py -k <name>`. When the six contracts hold, everything
-   else works with the new family.
+   inputs of its own, and run `pytest tests/test_contracts.py -k <name>`. When all its contracts hold,
+   everything else works with the new family.
 3. Give the checkpoint a short name in `CHECKPOINTS`, or load it by its hub id or its folder.
 """
 
@@ -38,19 +38,23 @@ class Family:
     language: str = "language_model"  # the text model: has .layers and .norm
     encoder: str = "vision_tower.encoder.layers"  # the list of image-encoder layers
     projector: str = "multi_modal_projector"
-    merge: int = 1  # encoder patches per image token and side
-    order: str = "raster"  # order of the encoder's patches: raster, class (a class token first), blocks or windows
+    merge: int = 1  # encoder patches per image token, along one side
+    patch_order: str = (
+        "raster"  # order of the encoder's patches: raster, class (a class token first), blocks or windows
+    )
     packed: bool = False  # True: the encoder sees all pictures as one long sequence
-    together: int = 64  # pictures per call of the encoder (Pixtral's mask grows with the square of the sequence)
+    pictures_per_call: int = (
+        64  # pictures per call of the encoder (Pixtral's mask grows with the square of the sequence)
+    )
     placeholder: str | None = None  # what the chat template writes for a picture; None: the image token itself
     before: str = ""  # text between placeholder and image tokens, as the family's processor writes it
     after: str = ""
     row_break: str = ""  # written after every row of image tokens but the last ...
     last_break: str = ""  # ... and after the last
-    extra: int = 0  # image tokens after the grid (LLaVA-OneVision: one line break)
+    tokens_after_grid: int = 0  # image tokens after the grid (LLaVA-OneVision: one line break)
     positions: str = "1d"  # "mrope": three rotary positions per token, from the model's get_rope_index
     bidirectional: bool = False  # image tokens of one picture see each other (needs token_type_ids)
-    processor: str = "SiglipImageProcessorPil"  # what its checkpoints name
+    processor: str = "SiglipImageProcessorPil"  # image-processor class that its checkpoints name
     options: MappingProxyType = field(default_factory=lambda: MappingProxyType({}))  # call options of the processor
     inputs: tuple[str, ...] = ("pixel_values",)  # what get_image_features takes from the processor's output
     side_form: str = "reference_point"  # the form in which the paper asks it COCO-spatial questions
@@ -83,8 +87,8 @@ _SMOLVLM = dict(
 )
 
 FAMILIES: tuple[Family, ...] = (
-    Family("qwen2-vl", "qwen2_vl", order="blocks", **_QWEN),
-    Family("qwen2.5-vl", "qwen2_5_vl", order="windows", **_QWEN),
+    Family("qwen2-vl", "qwen2_vl", patch_order="blocks", **_QWEN),
+    Family("qwen2.5-vl", "qwen2_5_vl", patch_order="windows", **_QWEN),
     Family(
         "gemma-3",
         "gemma3",
@@ -105,7 +109,7 @@ FAMILIES: tuple[Family, ...] = (
         vision="pixtral",
         encoder="vision_tower.transformer.layers",
         packed=True,
-        together=4,
+        pictures_per_call=4,
         row_break="[IMG_BREAK]",
         last_break="[IMG_END]",
         processor="PixtralImageProcessorPil",
@@ -117,7 +121,7 @@ FAMILIES: tuple[Family, ...] = (
         "llava",
         GRIDS["llava-1.5"],
         vision="clip_vision_model",
-        order="class",
+        patch_order="class",
         processor="CLIPImageProcessorPil",
         options=_options(do_center_crop=False),
     ),
@@ -133,7 +137,7 @@ FAMILIES: tuple[Family, ...] = (
         "llava-onevision",
         "llava_onevision",
         GRIDS["llava-onevision"],
-        extra=1,
+        tokens_after_grid=1,
         processor="LlavaOnevisionImageProcessorPil",
         options=_options(),
         inputs=("pixel_values", "image_sizes"),
@@ -144,7 +148,7 @@ FAMILIES: tuple[Family, ...] = (
         GRIDS["internvl3"],
         encoder="vision_tower.encoder.layer",
         merge=2,
-        order="class",
+        patch_order="class",
         before="<img>",
         after="</img>",
         processor="GotOcr2ImageProcessorPil",

@@ -7,6 +7,7 @@ run can start at any slot, at any token, against cached keys and values.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
@@ -19,9 +20,11 @@ from lib.engine.families import Family
 from lib.engine.hooks import first_output, hooks
 from lib.engine.keys_values import KeyValues, StopForward
 from lib.engine.plans import Frame, Group, Output, Plan
-from lib.engine.planted import marks, rows_positions, sees_rows
+from lib.engine.planted import marks, sees_rows
+from lib.engine.positions import RASTER, SCHEMES, placed
 from lib.engine.prompts import Prompt
 from lib.engine.tensors import Edit, Hidden, Ids, ImageTokens, pick, put
+from lib.errors import unknown
 
 
 class LanguageModel:
@@ -59,7 +62,7 @@ class LanguageModel:
         ids = prompt.ids.to(self.device)
         table = self.model.get_input_embeddings()
         text = table(ids.masked_fill(ids == self.image_id, 0))
-        if self.family.extra:
+        if self.family.tokens_after_grid:
             text = torch.where((ids == self.image_id)[..., None], self.base.image_newline.to(text), text)
         images = images if index is None else pick(images, index)
         return put(text, prompt.image.to(text.device), images.reshape(len(prompt), -1, images.shape[-1]))
@@ -67,23 +70,27 @@ class LanguageModel:
     def _positions(self, prompt: Prompt) -> Tensor:
         """Position ids as transformers makes them, or as `dual_mechanisms` of a calibration model asks."""
         mask = prompt.mask.to(self.device)
-        if self.family.positions == "mrope":
-            side = self.side * self.merge
-            pictures = prompt.image.numel() // self.side**2
-            ids = prompt.ids.to(self.device)
-            positions, _ = self.base.get_rope_index(
-                ids,
-                mm_token_type_ids=(ids == self.image_id).int(),
-                image_grid_thw=torch.tensor([[1, side, side]] * pictures, device=self.device),
-                attention_mask=mask.int(),
-            )
-            return positions
-        if self.marks.get("image_positions") == "rows":
-            return rows_positions(mask, prompt.image.to(self.device), self.side)
-        step = mask.long()
-        if self.marks.get("image_positions") == "shared":  # that of the first image token
-            step = step.scatter(1, prompt.image[:, 1:].to(self.device), 0)
-        return (step.cumsum(-1) - 1).clamp(min=0)
+        scheme = self.marks.get("image_positions", RASTER)
+        if self.family.positions != "mrope" or "image_positions" in self.marks:
+            return placed(mask, prompt.image.to(self.device), self.side, scheme)
+        side = self.side * self.merge
+        pictures = prompt.image.numel() // self.side**2
+        ids = prompt.ids.to(self.device)
+        positions, _ = self.base.get_rope_index(
+            ids,
+            mm_token_type_ids=(ids == self.image_id).int(),
+            image_grid_thw=torch.tensor([[1, side, side]] * pictures, device=self.device),
+            attention_mask=mask.int(),
+        )
+        return positions
+
+    def with_positions(self, scheme: str) -> LanguageModel:
+        """The same weights with image tokens at other positions: one of `positions.SCHEMES`."""
+        if scheme not in SCHEMES:
+            raise unknown("position scheme", scheme, SCHEMES)
+        other = copy.copy(self)
+        other.marks, other._plans = self.marks | {"image_positions": scheme}, {}
+        return other
 
     def _mask(self, prompt: Prompt) -> Tensor:
         mask = prompt.mask.to(self.device)
@@ -142,7 +149,7 @@ class LanguageModel:
         groups: dict = {}
         for row in range(len(prompt)):
             one = prompt.rows([row])
-            split = int(one.image[0, -1]) + 1 + self.family.extra
+            split = int(one.image[0, -1]) + 1 + self.family.tokens_after_grid
             frame = tuple(one.ids[0, :split].tolist())
             groups.setdefault(frame, {}).setdefault(one.length, []).append(row)
         out = []

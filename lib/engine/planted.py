@@ -1,10 +1,10 @@
 """What the configuration of a planted model asks the adapter to set (floor 2): positions and masks of image tokens in
 the backbone, positions of patches in the encoder.
 
-Marks under `dual_mechanisms`: image_positions "shared" (all image tokens stand where the first stands) or "rows"
-(those of a row stand where its first stands); image_attention "self" (no image token sees another) or "rows" (it sees
-all of its own row and of the rows before); image_places "background" (only patches that are all white get a position
-embedding).
+Marks under `dual_mechanisms`: image_positions, a scheme of lib/engine/positions.py ("shared": all image tokens stand
+where the first stands; "rows": those of a row stand where its first stands); image_attention "self" (no image token
+sees another) or "rows" (it sees all of its own row and of the rows before); image_places "background" (only patches
+that are all white get a position embedding).
 """
 
 from __future__ import annotations
@@ -21,14 +21,6 @@ BUILT_IN = ("image_positions", "image_attention", "image_places")  # marks that 
 def marks(config) -> dict:
     """What a model's configuration says under `dual_mechanisms`, {} for all others."""
     return dict(getattr(config, "dual_mechanisms", None) or {})
-
-
-def rows_positions(
-    mask: Int[Tensor, "batch token"] | Bool[Tensor, "batch token"], image: Int[Tensor, "batch image_token"], side: int
-) -> Int[Tensor, "batch token"]:
-    """Positions in which the image tokens of a row share one; mask is 0 or False where padded."""
-    later = image.reshape(len(image), -1, side)[:, :, 1:].flatten(1)
-    return (mask.long().scatter(1, later, 0).cumsum(-1) - 1).clamp(min=0)
 
 
 def sees_rows(

@@ -64,7 +64,7 @@ class PromptWriter:
         text = chat(self.tokenizer, self.template, question, system, images, placeholder, self.name)
         side, record = self.grid.side, self.family
         rows = (token * side + record.row_break) * (side - 1) + token * side + record.last_break
-        picture = record.before + rows + token * record.extra + record.after
+        picture = record.before + rows + token * record.tokens_after_grid + record.after
         return picture.join(text.split(placeholder))
 
     def tokens(self, questions: Sequence[str], system: str | None = SYSTEM_TEXT, images: int = 1) -> Prompt:
@@ -87,7 +87,10 @@ class PromptWriter:
             text = self.text(*key)
             special = not (self.tokenizer.bos_token and text.startswith(self.tokenizer.bos_token))
             ids = torch.tensor(self.tokenizer(text, add_special_tokens=special)["input_ids"])
-            positions, per_picture = (ids == self.image_id).nonzero()[:, 0], self.grid.side**2 + self.family.extra
+            positions, per_picture = (
+                (ids == self.image_id).nonzero()[:, 0],
+                self.grid.side**2 + self.family.tokens_after_grid,
+            )
             if len(positions) != images * per_picture:
                 raise UserError(
                     f"{self.name}: the prompt has {len(positions)} image tokens instead of {images * per_picture}; "

@@ -1,7 +1,9 @@
-"""Sites: the tensors inside language-model layers that are read in one run and written in another.
+"""Sites of activation patching: the tensors inside language-model layers that are read in one run and written in
+another.
 
-A new site is one more `Site`: the module inside a layer, and whether its input or its output is meant. Sweeps and their
-tables take it as they take those below, and the contracts of the tests can be run on it.
+A new site is one line, `NEURONS = Site("neurons", "mlp.down_proj", "before")`: the module inside a layer, and whether
+its input or its output is meant. Sweeps and their tables take it as they take those below; add it to `SITES` of
+tests/test_contracts_sites.py, and the contracts are run on it.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from lib.engine.language import LanguageModel
 class Site:
     """A tensor [batch, token, width] of every layer: the input ("before") or output ("after") of a module in it.
 
-    head: only the share of this attention head, one of num_attention_heads equal parts of the width.
+    head: only this head's slice of the width, one of num_attention_heads equal ones.
     """
 
     name: str
@@ -28,11 +30,11 @@ class Site:
     head: int | None = None
 
     def slots(self, language: LanguageModel) -> range:
-        """Where it can be patched. Image tokens patched at the last of these slots no longer reach the answer."""
+        """The slots (layers) it has. Patching image tokens at the last of them cannot change the answer."""
         return range(len(language.layers))
 
     def hook(self, language: LanguageModel, slot: int, visit: Callable[[Tensor], Tensor]) -> Registration:
-        """Replaces the tensor in one layer by what `visit` makes of it."""
+        """A hook that replaces the tensor in one layer by what `visit` makes of it."""
         module = language.layers[slot].get_submodule(self.module)
         place = on_input if self.when == "before" else on_output
         return place(module, visit if self.head is None else self._one_head(language, visit))
@@ -65,11 +67,11 @@ class ResidualStream(Site):
 
 
 RESIDUAL = ResidualStream("residual", "")
-ATTENTION = Site("attention", "self_attn")  # before the norm that Gemma 3 puts after it
+ATTENTION = Site("attention", "self_attn")  # in Gemma 3 a norm comes after it, as after the MLP
 MLP = Site("mlp", "mlp")
 
 
 def heads(language: LanguageModel) -> tuple[Site, ...]:
-    """One site per attention head: its part of what the output projection reads."""
+    """One site per attention head: its slice of what the output projection reads (z in TransformerLens)."""
     count = language.config.num_attention_heads
     return tuple(Site(f"head {k}", "self_attn.o_proj", "before", k) for k in range(count))

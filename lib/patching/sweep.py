@@ -26,7 +26,7 @@ from lib.patching.runs import Pairs, Run, checked_slots
 from lib.patching.sites import RESIDUAL, Site
 
 
-def drive(
+def run_pairs(
     table: Table,
     clean: Run,
     counterfactual: Run | None,
@@ -73,8 +73,8 @@ def sweep(
     """Every edit at every site and slot of the language model; columns `edit` and `site` name them.
 
     edits: {name: Interchange}, either all of image tokens or all of question tokens; for image tokens also any function
-    with its call and key. Edits of image tokens need the same questions in both runs. slots: of the residual stream;
-    slot l of another site is layer l.
+    with its call and key. Edits of image tokens need the same questions in both runs. slots: 0..L of
+    the residual stream; at any other site slot l is layer l, and L does not exist.
     """
     patches = [
         Patch(f"{name} {site.name}", edit, site, tuple(_of_site(slots, site, vlm)), {"site": site.name, "edit": name})
@@ -83,7 +83,7 @@ def sweep(
     ]
     table = Table(vlm, ids, tuple(roles), labels)
     none = {"site": "none", "edit": "none"}
-    return _along(table, clean, counterfactual, patches, none, progress, done, save)
+    return _run_patches(table, clean, counterfactual, patches, none, progress, done, save)
 
 
 def _of_site(slots: Iterable[int] | None, site: Site, vlm: VLM) -> list[int]:
@@ -91,8 +91,8 @@ def _of_site(slots: Iterable[int] | None, site: Site, vlm: VLM) -> list[int]:
     return [slot for slot in checked_slots(slots, vlm.slots) if slot in known]
 
 
-def _along(table: Table, clean: Run, counterfactual: Run | None, patches: list[Patch], baseline: dict, *options):
-    """The route that fits the tokens which are edited."""
+def _run_patches(table: Table, clean: Run, counterfactual: Run | None, patches: list[Patch], baseline: dict, *options):
+    """Run patches along the route for image tokens or the one for question tokens, whichever they edit."""
     question = {isinstance(patch.edit, Interchange) and patch.edit.in_question for patch in patches}
     if question == {True, False}:
         raise UserError("Edits of image tokens and of question tokens need a sweep each.")
@@ -105,7 +105,7 @@ def _along(table: Table, clean: Run, counterfactual: Run | None, patches: list[P
             raise UserError("Edits of image tokens need the same questions in the clean and the counterfactual runs.")
         if counterfactual.images is not clean.images:
             raise UserError("Edits of image tokens need clean and counterfactual pictures in one list of image tokens.")
-    return drive(
+    return run_pairs(
         table, clean, counterfactual, lambda pairs: kind(table.vlm, pairs, patches, baseline, options[0]), *options
     )
 
@@ -127,7 +127,7 @@ def last_token_sweep(
 ) -> pd.DataFrame:
     """Replace the clean run's last token by the counterfactual's, slot by slot, and read the answer (PROTOCOL.md 2)."""
     patch = Patch("last", LAST_TOKEN, RESIDUAL, tuple(checked_slots(slots, vlm.slots)), {})
-    return _along(Table(vlm, ids, tuple(roles), labels), clean, counterfactual, [patch], {}, progress, done, save)
+    return _run_patches(Table(vlm, ids, tuple(roles), labels), clean, counterfactual, [patch], {}, progress, done, save)
 
 
 def token_sweep(
@@ -152,7 +152,7 @@ def token_sweep(
     patches = [Patch(name, edit, RESIDUAL, slots, {"edit": name}) for name, edit in edits.items()]
     other = None if other is None else Run(run.prompt, run.images, np.asarray(other))
     table = Table(vlm, ids, tuple(roles), labels)
-    return _along(table, run, other, patches, {"edit": "none"}, progress, done, save)
+    return _run_patches(table, run, other, patches, {"edit": "none"}, progress, done, save)
 
 
 def encoder_sweep(
@@ -175,7 +175,7 @@ def encoder_sweep(
     """
     slots, other = checked_slots(slots, vlm.encoder_slots), Run(run.prompt, run.images, np.asarray(other))
     table = Table(vlm, ids, tuple(roles), labels)
-    return drive(
+    return run_pairs(
         table, run, other, lambda pairs: EncoderPatches(vlm, pairs, pictures, edits, slots, {"edit": "none"}),
         progress, done, save,
     )  # fmt: skip
@@ -209,7 +209,7 @@ def amplification_sweep(
         for alpha in alphas
     ]
     table = Table(vlm, ids, tuple(roles), labels, is_top=True)
-    return _along(table, run, None, patches, {"edit": "none", "alpha": 0.0}, progress, done, save)
+    return _run_patches(table, run, None, patches, {"edit": "none", "alpha": 0.0}, progress, done, save)
 
 
 def knockout_sweep(
@@ -231,4 +231,4 @@ def knockout_sweep(
     spans = [range(i, i + 1) for i in range(len(vlm.layers))] if layers is None else list(layers)
     baseline = {"stop": BASELINE, "edit": "none"}
     route = lambda pairs: Knockout(vlm, pairs, token_sets, spans, baseline)  # noqa: E731
-    return drive(Table(vlm, ids, tuple(roles), labels), run, None, route, progress, done, save)
+    return run_pairs(Table(vlm, ids, tuple(roles), labels), run, None, route, progress, done, save)

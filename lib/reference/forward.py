@@ -22,7 +22,8 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_
 from transformers.vision_utils import get_vision_position_ids
 
 from lib.engine.hooks import hooks
-from lib.engine.planted import no_places_under_objects, rows_positions, sees_rows
+from lib.engine.planted import no_places_under_objects, sees_rows
+from lib.engine.positions import placed
 from lib.reference import architectures
 from lib.reference.architectures import BOS, PAD
 from lib.reference.language import GRID, IMAGE_TOKEN_ID, build_tokenizer
@@ -222,11 +223,8 @@ def picture_context(model) -> Context:
         positions, following = _mrope(model, ids)
     elif record.name == "gemma_style":
         seen = seen | (image[:, None] & image[None, :])
-    if marks.get("image_positions") == "shared":
-        positions = positions.clamp(max=int(image.nonzero()[0]))
-        following = int(positions[0, -1]) + 1
-    elif marks.get("image_positions") == "rows":
-        positions = rows_positions(torch.ones_like(ids)[None], image.nonzero().T, SIDE)
+    if "image_positions" in marks:
+        positions = placed(torch.ones_like(ids)[None], image.nonzero().T, SIDE, marks["image_positions"])
         following = int(positions[0, -1]) + 1
     if marks.get("image_attention") == "self":
         seen = seen & ~(image[:, None] & image[None, :]) | torch.eye(length, dtype=torch.bool)
