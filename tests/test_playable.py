@@ -38,6 +38,7 @@ def test_every_edit_has_every_slot_and_says_its_tokens(found, reference):
         assert {np.shape(each) for each in scene["after"].values()} == {(len(reference.slots), 3)}
         line = fingerprint.LineTokens.of(pair.clean.scene, reference.grid, pair.orientation)
         assert scene["edits"][9]["targets"] == line.edits[9].targets.tolist()
+        assert scene["edits"][9]["own"] and not scene["edits"][5]["own"]
         assert scene["words"] == pair.candidates and scene["correct"]
         last = np.array([each[-1] for each in scene["after"].values()])
         np.testing.assert_allclose(last, np.tile(scene["before"], (9, 1)), atol=1e-3)  # image tokens decide no more
@@ -62,7 +63,7 @@ def test_the_page_needs_nothing_but_itself(tmp_path, monkeypatch, found):
     page = playable.write(tmp_path / "edits.html", ["reference"]).read_text()
     data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, flags=re.S)[1])
     assert data["models"][0]["name"] == "reference" and data["models"][0]["scenes"][0]["label"] == "</script><b>"
-    assert data["edits"]["9"]["rival"] == "S" and data["edits"]["9"]["own"] and not data["edits"]["5"]["own"]
+    assert data["edits"]["9"]["rival"] == "S" and data["edits"]["5"]["title"] == fingerprint.EDITS[5]
     assert not re.search(r'(?:src|href)="(?:https?:)?//', page) and "fetch(" not in page
     assert page.count("<label") >= 2 and "aria-live" in page and "<noscript>" in page
 

@@ -3,14 +3,14 @@
 from lib.artifact import record
 
 CAPTIONS = {
-    "02-edits": "Nine edits of a picture's image tokens: tinted tokens take vectors from the mirror image (pink) or "
+    "02-edits": "Nine edits of a picture's image tokens: tinted tokens take vectors from the mirror picture (pink) or "
     "from elsewhere in the picture (orange).",
     "02-fingerprint": "The effect of each explanation's own edit in three kinds of pictures: 1, the answer follows "
     "this source of order; 0, it does not.",
     "02-models": "The same four effects for every embedded model, on left-right and on above-below.",
     "02-slots": "The same four edits made at deeper and deeper slots: where a curve falls to 0, the order has left the "
     "image tokens.",
-    "02-dose": "How much background has to come from the mirror image: random tokens against whole strips of as many.",
+    "02-dose": "How much background has to come from the mirror picture: random tokens or whole strips of as many.",
     "02-ladder": "Order that is left (solid) as the background, the neighbours and the place of each object are taken "
     "away in turn; dotted, answers that name neither object.",
     "02-ablation": "Correct answers after the paper's ordering ablation, published checkpoints (as counted by the "

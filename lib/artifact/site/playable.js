@@ -2,7 +2,7 @@
 "use strict";
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
-const FIRST = "5"; // all background from B: the objects stay, and the answer may change
+const FIRST = "5"; // all background from the mirror picture: the objects stay, and the answer may change
 const COLOURS = { other: "#cc79a7", own: "#e69f00" }; // as in the figures of notebook 02
 const $ = (id) => document.getElementById(id);
 
@@ -60,9 +60,9 @@ function effect(scene, answers) {
 const digits = (value) => (Math.round(value * 100) / 100 + 0).toFixed(2).replace("-0.00", "0.00");
 
 function inWords(value) {
-  if (value > 0.75) return "the answer becomes that of the mirror image B.";
-  if (value < 0.25) return "the answer stays that of picture A.";
-  return "the answer stands between those of A and B.";
+  if (value > 0.75) return "the answer becomes that of the mirror picture.";
+  if (value < 0.25) return "the answer stays that of the clean picture.";
+  return "the answer stands between those of the two pictures.";
 }
 
 function depth(slot, layers) {
@@ -106,20 +106,20 @@ function patch(picture, side, from, to) {
     svg("image", { href: picture, width: side, height: side }));
 }
 
-function showPictures({ scene, edit, tokens }) {
+function showPictures({ scene, tokens }) {
   const { side } = scene;
-  const colour = edit.own ? COLOURS.own : COLOURS.other;
-  const source = edit.own ? scene.clean : scene.mirrored;
+  const colour = tokens.own ? COLOURS.own : COLOURS.other;
+  const source = tokens.own ? scene.clean : scene.mirror;
   const { targets, sources } = regions(tokens);
   const all = (parts) => parts.flatMap((part, k) => marked(part, side, colour, "xy"[k]));
-  const from = edit.own ? "picture A itself" : "the mirror image B";
+  const from = tokens.own ? "the clean picture itself" : "the mirror picture";
   draw("from", source, side, all(sources), `${from}, with the tokens marked whose vectors are taken`);
-  draw("into", scene.clean, side, all(targets), "picture A, with the tokens marked that are overwritten");
+  draw("into", scene.clean, side, all(targets), "clean picture, with the tokens marked that are overwritten");
   const moved = tokens.targets.map((to, k) => patch(source, side, tokens.sources[k], to));
-  draw("result", scene.clean, side, moved, "picture A with the overwritten patches replaced by those they were taken from");
+  draw("result", scene.clean, side, moved, "clean picture with the overwritten patches replaced by those they were taken from");
   $("from-said").textContent = `Taken from: ${from}, ${tokens.sources.length} of ${side * side} tokens.`;
-  $("into-said").textContent = targets[1].length ? "Written into: picture A; x takes the vectors marked x on the left, y those of y."
-    : "Written into: picture A, each token in its own place.";
+  $("into-said").textContent = "Written into: the clean picture" + (targets[1].length
+    ? "; x takes the vectors marked x on the left, y those marked y." : ", each token in its own place.");
 }
 
 // Answers -------------------------------------------------------------------------------------------------------------
@@ -132,7 +132,7 @@ function bar(value) {
 
 function showAnswers({ scene, number, slot, model }) {
   const after = scene.after[number][slot];
-  const notes = ["A's answer", "B's answer", "the object asked about"];
+  const notes = ["clean picture's answer", "mirror's answer", "the object asked about"];
   const rows = scene.words.map((word, k) =>
     html("tr", {}, html("th", { scope: "row" }, word, html("br", {}), html("small", {}, notes[k])),
       bar(scene.before[k]), bar(after[k]), bar(scene.other[k])));
@@ -144,7 +144,8 @@ function showAnswers({ scene, number, slot, model }) {
   const all = model.scenes.map((each) => effect(each, each.after[number][slot]));
   const mean = all.reduce((sum, each) => sum + each, 0) / all.length;
   const range = `${digits(mean)} on average (${digits(Math.min(...all))} to ${digits(Math.max(...all))})`;
-  const unsure = scene.correct ? "" : " (Without edits this model does not answer both pictures correctly, so this pair says little.)";
+  const unsure = scene.correct ? ""
+    : " (Without edits this model does not answer both pictures correctly, so this pair says little.)";
   $("said").textContent = `Edit ${number} at slot ${slot} of ${model.name}: effect ${digits(value)}; ${inWords(value)}${unsure}`;
   $("average").textContent = `Over the ${all.length} scenes of this page: ${range}.`;
 }

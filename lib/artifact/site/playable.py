@@ -62,9 +62,9 @@ def scene(pair: Pair, grid: Grid) -> dict:
         "words": pair.candidates,
         "side": grid.side,
         "clean": picture(pair.clean.scene.image(grid.canvas)),
-        "mirrored": picture(pair.counterfactual.scene.image(grid.canvas)),
+        "mirror": picture(pair.counterfactual.scene.image(grid.canvas)),
         "edits": {
-            number: {"targets": edit.targets.tolist(), "sources": edit.sources.tolist()}
+            number: {"targets": edit.targets.tolist(), "sources": edit.sources.tolist(), "own": edit.own}
             for number, edit in line.edits.items()
         },
     }
@@ -103,7 +103,6 @@ def content(names: Sequence[str]) -> dict:
     edits = {
         number: {
             "title": title,
-            "own": number >= 7,
             "rival": own.get(number, ""),
             "predicted": {rival: fingerprint.PREDICTED[rival][number] for rival in fingerprint.RIVALS},
         }
