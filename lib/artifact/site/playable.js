@@ -80,15 +80,15 @@ function regions({ targets, sources }) {
   return { targets: [targets.slice(0, half), targets.slice(half)], sources: [sources.slice(0, half), sources.slice(half)] };
 }
 
-// The tokens of a region as tinted cells, and its letter beside its first row.
+// The tokens of a region as tinted cells, and its letter: in the corner of a large region, above a small one.
 function marked(tokens, side, colour, letter) {
   if (!tokens.length) return [];
   const [columns, rows] = [tokens.map((token) => token % side), tokens.map((token) => Math.floor(token / side))];
   const boxes = tokens.map((_, k) => svg("rect", { x: columns[k] + 0.06, y: rows[k] + 0.06, width: 0.88, height: 0.88,
     fill: colour, "fill-opacity": 0.35, stroke: colour, "stroke-width": 0.12 }));
-  const middle = (Math.min(...columns) + Math.max(...columns) + 1) / 2;
-  const above = Math.min(...rows) > 1 ? Math.min(...rows) - 0.3 : Math.min(...rows) + 1.5;
-  return [...boxes, svg("text", { x: middle, y: above, "font-size": 1.7, "font-weight": "bold", "text-anchor": "middle",
+  const [left, right, top] = [Math.min(...columns), Math.max(...columns) + 1, Math.min(...rows)];
+  const place = right - left > 3 ? { x: left + 0.9, y: top + 1.4 } : { x: (left + right) / 2, y: Math.max(1.4, top - 0.3) };
+  return [...boxes, svg("text", { ...place, "font-size": 1.7, "font-weight": "bold", "text-anchor": "middle",
     "font-family": "Arial, sans-serif", fill: "#000", stroke: "#fff", "stroke-width": 0.35, "paint-order": "stroke" }, letter)];
 }
 
