@@ -20,7 +20,7 @@ JOBS = {
         run.words(config.get("models", "")), choose_notebooks(CHOSEN, places.NOTEBOOKS), places.MODELS, everything=True
     )
 }
-MARK = str(places.outputs() / ".snakemake/{model}/{notebook}.done")
+MARK = str(places.record() / ".snakemake/{model}/{notebook}.done")
 
 
 localrules: summary

@@ -4,7 +4,7 @@
     python -m benchmarks.against_nnsight --pairs 5
 
 nnsight is used as its users would: one trace saves the counterfactual's last token at every slot, one trace
-per slot writes it into the clean run. Writes outputs/benchmarks/nnsight.csv.
+per slot writes it into the clean run. Writes runs/by-hand/benchmarks/nnsight.csv.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def main() -> None:
         "max_abs_difference": float(np.abs(ours - np.stack(theirs)).max()),
     }
     print(pd.DataFrame([row]).to_string(index=False))
-    path = places.PUBLISHED / "benchmarks" / "nnsight.csv"
+    path = places.outputs("benchmarks") / "nnsight.csv"
     storage.write_csv(pd.DataFrame([row]), path, storage.provenance(options.model, 0, pairs=options.pairs))
 
 

@@ -4,7 +4,7 @@
     python -m benchmarks.sweeps --model qwen2-vl-2b --layers 4 --encoder 4 --pairs 4   real widths, fewer layers
     python -m benchmarks.sweeps --model qwen2-vl-7b --device cuda --naive-pairs 2   full size on a GPU
 
-Prints and writes outputs/benchmarks/sweeps.csv: seconds of both, their ratio, memory relative to one plain
+Prints and writes runs/by-hand/benchmarks/sweeps.csv: seconds of both, their ratio, memory relative to one plain
 forward pass of the engine's batch, the largest difference of any probability, and where the time goes:
 operations_ratio says how many times fewer operations the engine needs, share_of_limit how fast either runs
 against one large matrix product, and time.csv in which of the engine's functions the time is spent. With --slots
@@ -401,12 +401,12 @@ def main() -> None:
     if options.slots:
         table = against_slots(vlm, pairs, max(1, options.naive_pairs // 4), options.device).assign(**facts)
         record(table, "slots", ["sweep", "model", "layers", "device", "how", "slots"], options)
-        draw(table, places.PUBLISHED / "benchmarks" / f"slots_{options.model}")
+        draw(table, places.outputs("benchmarks") / f"slots_{options.model}")
 
 
 def record(table: pd.DataFrame, name: str, keys: list[str], options: argparse.Namespace) -> None:
     """Write rows, in place of older ones with the same keys."""
-    path = places.PUBLISHED / "benchmarks" / f"{name}.csv"
+    path = places.outputs("benchmarks") / f"{name}.csv"
     if path.exists():
         table = pd.concat([storage.read_csv(path), table]).drop_duplicates(keys, keep="last", ignore_index=True)
     parameters = {key: value for key, value in vars(options).items() if key != "model"}

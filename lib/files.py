@@ -4,10 +4,11 @@ import errno
 import hashlib
 import json
 import os
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from lib.errors import UserError
 from lib.places import show
@@ -37,18 +38,30 @@ def atomic(path):
 
 
 @contextmanager
-def locked(path):
-    """Hold `path` against other processes that also ask for it; for files that are read, changed and written back."""
+def locked(path, doing: str = ""):
+    """Hold `path` against other processes that also ask for it; for what is read, changed and written back.
+
+    doing: what a process that has to wait is told about this one.
+    """
     path = Path(path)
     lock = FileLock(path.with_name(f".{path.name}.lock"))
+    holder = path.with_name(f".{path.name}.holder.lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        try:
+            lock.acquire(timeout=1)
+        except Timeout:
+            who = holder.read_text("utf-8") if holder.is_file() else "another process"
+            print(f"waiting for {who}, which holds {show(path)}", file=sys.stderr, flush=True)
+            lock.acquire()
+        if doing:
+            holder.write_text(f"process {os.getpid()} ({doing})", "utf-8")
     except OSError as error:
         raise unwritable(path, error) from error
     try:
         yield
     finally:
+        holder.unlink(missing_ok=True)
         lock.release()
 
 

@@ -11,17 +11,37 @@ DATA = ROOT / "data" if CHECKOUT else LIB / "data"  # a package carries it insid
 MODELS = DATA / "models"
 OBJECTS = DATA / "objects"
 PUBLISHED = ROOT / "outputs"  # the published record, committed; only `lib.run --publish` writes there
-RUNS = (ROOT if CHECKOUT else Path.cwd()) / "runs"  # what this machine has run; code asks outputs()
+RUNS = (ROOT if CHECKOUT else Path.cwd()) / "runs"  # what this machine has run; code asks record()
+BY_HAND = "by-hand"  # folder beside the models' folders for what the runner did not run
+STAGED = "DUAL_STAGED"  # in the environment of a notebook that the runner executes: where its results are collected
 
 
-def outputs(model: str | None = None) -> Path:
-    """The results folder, or one model's part of it: runs/, unless DUAL_OUTPUTS in the environment names another."""
+def record(model: str | None = None) -> Path:
+    """The record that is read and that the runner files runs in, or one model's part of it.
+
+    It is runs/, unless DUAL_OUTPUTS in the environment names another folder.
+    """
     root = Path(os.environ.get("DUAL_OUTPUTS") or RUNS)
     return root if model is None else root / model_name(model)
 
 
+def outputs(model: str) -> Path:
+    """Where the code that runs now writes results about a model.
+
+    The runner collects them and files them when the notebook has ended (lib/artifact/manifests.py). Without the
+    runner (JupyterLab, papermill called directly) they go to a folder of their own, so that the record holds nothing
+    of which nobody knows how it was made.
+    """
+    return staging() or record() / BY_HAND / model_name(model)
+
+
+def staging() -> Path | None:
+    """The folder where the runner collects the results of this notebook; None without the runner."""
+    return Path(os.environ[STAGED]) if os.environ.get(STAGED) else None
+
+
 def use_published() -> None:
-    """Let everything in this process read (and write) the published record."""
+    """Let everything in this process read the published record."""
     os.environ.setdefault("DUAL_OUTPUTS", str(PUBLISHED))
 
 

@@ -1,16 +1,14 @@
 """Run the notebooks headlessly: `python -m lib.run --model reference --notebooks 01,03 -p seed=1`.
 
-Everything that can be wrong with a call is refused before the first notebook starts. Each notebook that finishes leaves
-an executed copy in runs/<model>/notebooks/ and a stamp in runs/<model>/runs/ that says what it was made from; the next
-call skips what is there and still matches. At the end the runs are compared with the published record in outputs/. Exit
-codes: 0 all well, 1 a notebook failed or a value differs from the record (or --verify found something stale), 2 bad
-input.
+Everything that can be wrong with a call is refused before the first notebook starts. The results of a notebook that
+finishes take their place in runs/<model>/ at once, with a manifest in runs/<model>/runs/ that says what they were made
+from; the next call skips what is there and still matches. At the end the runs are compared with the published record in
+outputs/. Exit codes: 0 all well, 1 a notebook failed or a value differs from the record (or --verify found a fault),
+2 bad input.
 """
 
 import argparse
-import ast
 import errno
-import json
 import os
 import re
 import sys
@@ -21,9 +19,14 @@ from pathlib import Path
 import pandas as pd
 
 from lib import files, places
-from lib.artifact import comparison, record, storage
-from lib.artifact.notebooks import Notebook, choose_notebooks, tidy, write_notebook
-from lib.engine.checkpoints import Model, find_model, hub_digest, known_models, shipped
+from lib.artifact import comparison, manifests, record
+from lib.artifact.bounds import bounds_of, read_value
+from lib.artifact.execution import execute
+from lib.artifact.manifests import Run
+from lib.artifact.notebooks import Notebook, choose_notebooks
+from lib.artifact.publishing import publish
+from lib.artifact.staleness import why_stale
+from lib.engine.checkpoints import Model, find_model, known_models, shipped
 from lib.engine.embedded import DEFAULT, PLAN
 from lib.errors import UserError, cli, unknown
 from lib.places import show
@@ -52,25 +55,6 @@ def choose_jobs(
     ]
 
 
-def read_value(text: str, default):
-    """`text` as a value of the same type as `default`; UserError where that cannot be."""
-    try:
-        value = ast.literal_eval(text)
-    except (SyntaxError, ValueError):
-        value = {"true": True, "false": False, "null": None}.get(text, text)
-    if isinstance(default, str) and not isinstance(value, str):
-        return text  # -p name=12 means the word "12" where a word is wanted
-    fits = (
-        default is None
-        or type(value) is type(default)
-        or (isinstance(default, float) and type(value) is int)
-        or (isinstance(default, (list, tuple)) and isinstance(value, (list, tuple)))
-    )
-    if not fits:
-        raise UserError(f"a value like {default!r} is needed there ({type(default).__name__})")
-    return type(default)(value) if isinstance(default, (float, list, tuple)) else value
-
-
 def choose_parameters(assignments: list[str], notebooks: list[Notebook]) -> dict[str, dict]:
     """For each notebook name its parameters: the defaults, overridden where it has one of that name."""
     known = {name for notebook in notebooks for name in notebook.parameters} - {"model"}
@@ -85,81 +69,15 @@ def choose_parameters(assignments: list[str], notebooks: list[Notebook]) -> dict
             raise unknown("parameter", name, known)
         for notebook in notebooks:
             if name in notebook.parameters:
+                default, comment = notebook.parameters[name], notebook.comments[name]
                 try:
-                    values[notebook.name][name] = read_value(text, notebook.parameters[name])
+                    values[notebook.name][name] = read_value(text, default, bounds_of(name, default, comment))
                 except UserError as error:
                     raise UserError(f"-p {assignment} does not fit {notebook.name}: {error}") from None
     return values
 
 
-# What a finished run is recognised by
-
-
-def inputs(notebook: Notebook, model: Model, parameters: dict) -> dict:
-    """Everything the result of a run depends on, its parameters among it."""
-    recorded = json.loads(json.dumps(parameters | {"model": model.name}))  # as it reads back from a file
-    return record.made_from(notebook, model.name, model.digest, places.MODELS) | {"parameters": recorded}
-
-
 # Running
-
-
-def run_notebook(notebook: Notebook, model: Model, parameters: dict) -> float:
-    """Execute one notebook for one model, file the copy and its stamp; return the seconds it took.
-
-    Whatever goes wrong, an earlier copy stays; the failed one is kept beside it as <name>.failed.ipynb.
-    """
-    import papermill  # slow to import, and --list does not need it
-
-    from lib.artifact.kernel import ThisPython
-
-    executed, stamp = record.run_files(notebook.name, model.name)
-    failed = failed_copy(executed)
-    given = parameters | {"model": model.argument}
-    overrides = {name: value for name, value in given.items() if value != notebook.parameters[name]}
-    wanted, started = inputs(notebook, model, parameters), time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="run-") as folder:
-        draft = Path(folder).resolve() / executed.name
-        hidden = {model.argument: model.name, str(draft): draft.name}
-        running = {"notebook": notebook.name, "notebook_parameters": wanted["parameters"], "lib": wanted["lib"]}
-        os.environ["DUAL_NOTEBOOK"] = json.dumps(running)  # the kernel inherits it; provenance names it
-        try:
-            papermill.execute_notebook(
-                notebook.path,
-                draft,
-                overrides,
-                kernel_name="python3",
-                language="python",
-                kernel_manager_class=ThisPython,
-                cwd=notebook.path.parent,
-                progress_bar=on_terminal(),
-            )
-        except Exception:
-            if draft.is_file():
-                write_notebook(tidy(draft, hidden), failed)
-            raise
-        finally:
-            del os.environ["DUAL_NOTEBOOK"]
-        seconds = round(time.monotonic() - started, 1)
-        write_notebook(tidy(draft, hidden), executed)
-    if not Path(model.source).is_dir():
-        wanted["model"] = hub_digest(model.source)  # its revision is known now that it has been downloaded
-    storage.write_json(
-        wanted
-        | {
-            "executed": files.file_digest(executed),
-            "versions": storage.versions(),
-            "commit": storage.commit(),
-            "seconds": seconds,
-        },
-        stamp,
-    )
-    failed.unlink(missing_ok=True)
-    return seconds
-
-
-def failed_copy(executed: Path) -> Path:
-    return executed.with_suffix(".failed.ipynb")
 
 
 def reason(error: Exception) -> str:
@@ -170,37 +88,72 @@ def reason(error: Exception) -> str:
     return text if name == "UserError" else f"{name}: {text.splitlines()[0] if text else ''}"
 
 
-def run_all(jobs: list[tuple[Model, Notebook]], values: dict[str, dict], fresh: bool) -> int:
+def run_all(jobs: list[tuple[Model, Notebook]], values: dict[str, dict], fresh: bool, models_folder: Path) -> int:
     """Run what is not done, in the order given; a failure does not stop the rest."""
     codes, started = {0}, time.monotonic()
-    after_label = "\n" if on_terminal() else " "  # on a terminal papermill's bar comes in between
-    for number, (model, notebook) in enumerate(jobs, 1):
-        say(f"[{number}/{len(jobs)}] {model.name} {notebook.name}:", end=" ")
-        executed, stamp = record.run_files(notebook.name, model.name)
-        parameters = values[notebook.name]
-        if not fresh and not record.why_stale(executed, stamp, inputs(notebook, model, parameters)):
-            failed_copy(executed).unlink(missing_ok=True)  # of something tried since and taken back
+    runs = [record.run_of(notebook.name, model.name) for model, notebook in jobs]
+    stands = [
+        not fresh and not why_stale(run, notebook, values[notebook.name], models_folder, model)
+        for run, (model, notebook) in zip(runs, jobs, strict=True)
+    ]
+    clock = Clock([run for run, done in zip(runs, stands, strict=True) if not done])
+    for number, ((model, notebook), run, done) in enumerate(zip(jobs, runs, stands, strict=True), 1):
+        say(f"[{number}/{len(jobs)}] {run.model} {run.notebook}:", end=" ")
+        if done:
+            run.failed.unlink(missing_ok=True)  # of something tried since and taken back
             say("up to date (--fresh runs it again)")
             continue
-        say(f"running, stated cost {notebook.cost} ...", end=after_label)
+        after_label = "\n" if on_terminal() else " "  # on a terminal papermill's bar comes in between
+        say(f"running, stated cost {notebook.cost}{clock.left(run)} ...", end=after_label)
         try:
-            say(f"done in {run_notebook(notebook, model, parameters)} s")
+            manifest = execute(run, notebook, model, values[notebook.name], models_folder, on_terminal())
+            say(f"done in {manifest['seconds']} s")
+            clock.ran(run, manifest["seconds"])
         except Exception as error:  # whatever a notebook or its kernel can throw
-            say("failed")
-            bad_input = "UserError" in (type(error).__name__, getattr(error, "ename", ""))
-            codes.add(2 if bad_input else 1)
-            kept = failed_copy(executed)
-            look = f" (how far it got: {show(kept)})" if kept.is_file() else ""
-            print(f"error: {model.name} {notebook.name}: {reason(error)}{look}", file=sys.stderr, flush=True)
+            codes.add(told_failure(run, error))
     record.write_summary()
-    say(f"total {time.monotonic() - started:.0f} s; results are in {show(places.outputs())}")
+    say(f"total {time.monotonic() - started:.0f} s; results are in {show(places.record())}")
     codes.add(compared(jobs))
     return 1 if 1 in codes else max(codes)
 
 
+def told_failure(run: Run, error: Exception) -> int:
+    """Say why a notebook failed; the exit code that it means."""
+    say("failed")
+    look = f" (how far it got: {show(run.failed)})" if run.failed.is_file() else ""
+    print(f"error: {run.model} {run.notebook}: {reason(error)}{look}", file=sys.stderr, flush=True)
+    return 2 if "UserError" in (type(error).__name__, getattr(error, "ename", "")) else 1
+
+
+class Clock:
+    """How much time is left, from the seconds that the published runs took and how fast this machine has been."""
+
+    def __init__(self, waiting: list[Run]):
+        self.expected = {}
+        for run in waiting:
+            try:
+                self.expected[run] = manifests.read(Run(places.PUBLISHED, run.model, run.notebook))["seconds"]
+            except UserError:
+                self.expected[run] = None  # never published: nothing can be said
+        self.took, self.should = 0.0, 0.0
+
+    def ran(self, run: Run, seconds: float) -> None:
+        if self.expected[run]:
+            self.took, self.should = self.took + seconds, self.should + self.expected[run]
+
+    def left(self, run: Run) -> str:
+        """What to say before a run: the time for it and all that follow; nothing where one of them is unknown."""
+        order = list(self.expected)
+        ahead = [self.expected[each] for each in order[order.index(run) :]]
+        if None in ahead:
+            return ""
+        seconds = sum(ahead) * (self.took / self.should if self.should else 1.0)
+        return f", time left about {seconds / 60:.0f} min" if seconds > 90 else f", time left about {seconds:.0f} s"
+
+
 def compared(jobs: list[tuple[Model, Notebook]]) -> int:
     """Hold the runs against the published record and say how they agree; 1 where they do not."""
-    if places.outputs().resolve() == places.PUBLISHED.resolve():
+    if places.record().resolve() == places.PUBLISHED.resolve():
         return 0
     runs = [(model.name, notebook.name) for model, notebook in jobs]
     tables = [comparison.compare(*run) for run in runs if comparison.comparable(*run)]
@@ -232,16 +185,18 @@ def list_all(notebooks: list[Notebook], models_folder: Path) -> int:
 
 
 def verify_all(notebooks: list[Notebook], models_folder: Path) -> int:
-    """Does all of the published record still belong to the present code? Prints what does not; exit code 1 then."""
-    runs, results = record.runs(), record.results()
-    complaints = record.complaints(notebooks, models_folder)
-    for complaint in complaints:
-        print(f"stale: {complaint}")
-    verdict = (
-        f"{len(complaints)} stale, `make run` and `--publish` repair that" if complaints else "all belong to this code"
-    )
-    print(f"checked {len(runs)} notebook runs and {len(results)} results in {show(places.outputs())}: {verdict}")
-    return 1 if complaints else 0
+    """Is the published record whole, and of the present code? Prints each fault with what repairs it; then exit code
+    1."""
+    from lib.artifact import verification  # slow to import: it draws the tables of README anew
+
+    found = verification.faults(notebooks, models_folder)
+    for fault in found:
+        print(f"fault: {fault}")
+    runs = manifests.readable(places.record())
+    results = sum(len(manifest["results"]) for manifest in runs.values())
+    verdict = f"{len(found)} faults; repair them in this order" if found else "all are whole and belong to this code"
+    print(f"checked {len(runs)} runs with {results} results in {show(places.record())}: {verdict}")
+    return 1 if found else 0
 
 
 # The command line
@@ -333,7 +288,8 @@ def parse(argv) -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="show models, notebooks and their parameters")
     parser.add_argument("--summary", action="store_true", help="only write summary.csv anew and show it")
     parser.add_argument("--publish", action="store_true", help="make runs/ the published record: outputs/, notebooks/")
-    parser.add_argument("--verify", action="store_true", help="tell which published results are not of this code")
+    told = "tell what of the published record is damaged or not of this code, and what repairs it"
+    parser.add_argument("--verify", action="store_true", help=told)
     return parser.parse_args(argv)
 
 
@@ -350,16 +306,16 @@ def main(argv=None, notebooks_folder: Path = places.NOTEBOOKS, models_folder: Pa
     if args.summary:
         return show_summary()
     if args.publish:
-        record.publish(choose_notebooks([], notebooks_folder), models_folder)
+        publish(choose_notebooks([], notebooks_folder), models_folder)
         print(
-            f"{show(places.PUBLISHED)} is what {show(places.outputs())} was; {show(notebooks_folder)} shows `{DEFAULT}`"
+            f"{show(places.PUBLISHED)} is what {show(places.record())} was; {show(notebooks_folder)} shows `{DEFAULT}`"
         )
         return 0
     values = choose_parameters(args.parameters, notebooks)
     jobs = choose_jobs(args.model, notebooks, models_folder, args.all)
     for name in {model.name for model, _ in jobs}:
-        check_writable(places.outputs(name))
-    return run_all(jobs, values, args.fresh)
+        check_writable(places.record(name))
+    return run_all(jobs, values, args.fresh, models_folder)
 
 
 if __name__ == "__main__":

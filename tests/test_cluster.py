@@ -21,7 +21,7 @@ import time
 from lib import places
 from lib.analysis.statistics import Estimate
 from lib.artifact import ledger
-flags = places.outputs("flags")
+flags = places.record().parent / "flags"
 flags.mkdir(parents=True, exist_ok=True)
 (flags / {own!r}).touch()
 deadline = time.monotonic() + 200
@@ -69,9 +69,9 @@ def test_dry_run_then_two_jobs_at_once_then_nothing(project):
 
     done = snakemake("--cores", "2")
     assert done.returncode == 0, done.stdout + done.stderr
-    written = sorted(path.name for path in (folder / "outputs/reference/notebooks").iterdir())
+    written = sorted(path.name for path in (folder / "runs/reference/notebooks").iterdir())
     assert written == ["01_a.ipynb", "02_b.ipynb"]
-    summary = (folder / "outputs/summary.csv").read_text().splitlines()
+    summary = (folder / "runs/summary.csv").read_text().splitlines()
     assert summary[0] == "claim,metric,where,reference" and len(summary) == 3  # no row lost
 
     again = snakemake("-n", "--config", "notebooks=02")

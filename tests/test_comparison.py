@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from records import file_run
 
 from lib import places
 from lib.analysis.statistics import Estimate
@@ -15,18 +16,18 @@ NOTEBOOK = "02_x"
 def both(tmp_path, monkeypatch):
     """The same results at both places; returns a function that writes them with other values at one of them."""
     monkeypatch.setattr(places, "PUBLISHED", tmp_path / "outputs")
+    monkeypatch.setenv("DUAL_OUTPUTS", str(tmp_path / "runs"))
 
-    def write(place, value=0.9, accuracy=0.75, parameters=None, words="left"):
-        monkeypatch.setenv("DUAL_OUTPUTS", str(tmp_path / place))
-        monkeypatch.setenv("DUAL_NOTEBOOK", f'{{"notebook": "{NOTEBOOK}"}}')
+    def write(place, value=0.9, accuracy=0.75, parameters=None, words="left", claim=True):
         found = Estimate(value, value - 0.1, value + 0.1, 50)
         row = ledger.row("strip_code", found, NOTEBOOK, "cell", setting="squares")
-        ledger.record("reference", [row], NOTEBOOK, 0)
         table = pd.DataFrame({"direction": [words, "right"], "accuracy": [accuracy, np.nan], "n": [40, 1200]})
-        folder = places.outputs("reference")
-        storage.write_csv(table, folder / "tables/accuracy.csv", storage.provenance("reference", 0))
-        stamp = {"notebook": "digest", "model": "digest", "parameters": parameters or {"seed": 0}}
-        storage.write_json(stamp, folder / f"runs/{NOTEBOOK}.json")
+
+        def results(folder):
+            ledger.record("reference", [row] if claim else [], NOTEBOOK, 0)
+            storage.write_csv(table, folder / "tables/accuracy.csv", storage.provenance("reference", 0))
+
+        file_run(tmp_path / place, "reference", NOTEBOOK, results, parameters or {"seed": 0})
 
     for place in ("outputs", "runs"):
         write(place)
@@ -71,10 +72,17 @@ def test_a_run_with_other_parameters_is_not_compared(both):
 
 
 def test_a_missing_claim_differs(both):
-    ledger.record("reference", [], NOTEBOOK, 0)
+    both("runs", claim=False)
     text, agree = told()
     assert not agree and "strip_code, squares" in text
 
 
+def test_a_damaged_published_table_differs(both):
+    (places.PUBLISHED / "reference/tables/accuracy.csv").write_text("direction,accuracy\n")
+    text, agree = told()
+    assert not agree and "it is not what the run wrote" in text
+
+
 def test_nothing_published_is_said(both):
-    assert "no comparison" in comparison.report(comparison.compare("reference", "03_other"))[0]
+    assert not comparison.comparable("reference", "03_other")
+    assert "no comparison" in comparison.report(pd.DataFrame())[0]

@@ -10,7 +10,7 @@ import nbformat
 import pytest
 
 from lib import places
-from lib.artifact import ledger, notebooks, record
+from lib.artifact import ledger, notebooks, verification
 
 SOURCES = sorted(places.NOTEBOOKS.glob("[0-9]*.ipynb"))
 PUBLISHED = sorted(places.PUBLISHED.glob("*/notebooks/[0-9]*.ipynb"))
@@ -45,7 +45,7 @@ def test_cells_are_short(path):
 @pytest.mark.parametrize("path", SOURCES, ids=name)
 def test_notebooks_show_the_outputs_of_the_reference_model(path, published):
     """Pictures and last digits aside, which another machine makes a little differently."""
-    copy, _ = record.run_files(path.stem, "reference")
+    copy = places.PUBLISHED / "reference/notebooks" / path.name
     here, there = (nbformat.read(each, as_version=4).cells for each in (path, copy))
     assert all(cell.execution_count for cell in here if cell.cell_type == "code"), "run `python -m lib.run --publish`"
     for mine, other in zip(here, there, strict=True):
@@ -87,8 +87,8 @@ def test_published_copies_are_executed_clean_and_small(path):
 
 
 def test_published_results_belong_to_this_code(published):
-    complaints = record.complaints(notebooks.choose_notebooks([], places.NOTEBOOKS), places.MODELS)
-    assert not complaints, f"run `make run`: {'; '.join(complaints[:5])}"
+    faults = verification.faults(notebooks.choose_notebooks([], places.NOTEBOOKS), places.MODELS)
+    assert not faults, f"`python -m lib.run --verify` says what repairs this: {'; '.join(map(str, faults[:5]))}"
 
 
 def nbval(path: Path, outputs: Path) -> subprocess.CompletedProcess:
@@ -96,7 +96,7 @@ def nbval(path: Path, outputs: Path) -> subprocess.CompletedProcess:
     sanitise = Path(__file__).with_name("nbval_sanitize.cfg")
     command = [sys.executable, "-m", "pytest", "--nbval-lax", str(path), "--nbval-sanitize-with", str(sanitise)]
     command += ["-q", "-p", "no:cacheprovider", "--nbval-current-env", "-c", "/dev/null", "--rootdir", str(path.parent)]
-    settings = {"DUAL_OUTPUTS": str(outputs), "TQDM_DISABLE": "1", "PYTHONPATH": str(places.ROOT)}
+    settings = {places.STAGED: str(outputs), "TQDM_DISABLE": "1", "PYTHONPATH": str(places.ROOT)}
     return subprocess.run(command, env={**os.environ, **settings}, capture_output=True, text=True)
 
 

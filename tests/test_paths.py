@@ -1,15 +1,18 @@
 """Results are written whole or not at all, and what is not whole is not read."""
 
 import errno
+import os
 import subprocess
 import sys
 
 import numpy as np
 import pandas as pd
 import pytest
+from records import file_run, reseal
 
 from lib import files, places
-from lib.artifact import storage
+from lib.artifact import manifests, storage
+from lib.artifact.manifests import Run
 from lib.errors import UserError, unknown
 
 
@@ -28,7 +31,7 @@ def test_csv_reads_back_exactly(tmp_path, table, note):
     back = storage.read_csv(path)
     assert list(back.condition[:2]) == ["none", "NA"] and pd.isna(back.condition[2])  # words are not missing values
     np.testing.assert_array_equal(back.value, table.value)
-    assert sorted(p.name for p in path.parent.iterdir()) == ["t.csv", "t.csv.provenance.json"]
+    assert [p.name for p in path.parent.iterdir()] == ["t.csv"]
 
 
 def test_json_reads_back_and_takes_numpy(tmp_path, note):
@@ -39,31 +42,34 @@ def test_json_reads_back_and_takes_numpy(tmp_path, note):
     assert storage.read_json(path)["a"] == 0.1
 
 
-@pytest.mark.parametrize("damage", ["cut", "edited", "no note", "broken note", "empty", "list note"])
+@pytest.mark.parametrize("damage", ["cut", "edited", "of no run", "manifest cut", "manifest edited", "empty"])
 def test_corrupt_results_are_refused(tmp_path, table, note, damage):
-    path = storage.write_csv(table, tmp_path / "t.csv", note)
-    beside = storage.provenance_path(path)
+    file_run(tmp_path, "reference", "01_x", lambda folder: storage.write_csv(table, folder / "t.csv", note))
+    path, manifest = tmp_path / "reference/t.csv", tmp_path / "reference/runs/01_x.json"
+    assert manifests.checked(tmp_path, "reference", "t.csv") == path
     match damage:
         case "cut":
             path.write_bytes(path.read_bytes()[:-5])
         case "edited":
             path.write_bytes(path.read_bytes().replace(b"none", b"None"))
-        case "no note":
-            beside.unlink()
-        case "broken note":
-            beside.write_text(beside.read_text()[:40])
+        case "of no run":
+            manifest.unlink()
+        case "manifest cut":
+            manifest.write_text(manifest.read_text()[:40])
+        case "manifest edited":
+            manifest.write_text(manifest.read_text().replace('"seed": 0', '"seed": 1'))
         case "empty":
             path.write_bytes(b"")
-        case "list note":
-            beside.write_text("[]")
-    with pytest.raises(UserError, match="make run"):
-        storage.read_csv(path)
+    with pytest.raises(UserError, match="repairs it|make run"):
+        manifests.checked(tmp_path, "reference", "t.csv")
 
 
-def test_another_schema_is_refused(tmp_path, table, note):
-    path = storage.write_csv(table, tmp_path / "t.csv", note | {"schema": 0})
-    with pytest.raises(UserError, match="schema 0"):
-        storage.read_csv(path)
+def test_a_manifest_of_another_schema_is_refused(tmp_path):
+    file_run(tmp_path, "reference", "01_x")
+    run = Run(tmp_path, "reference", "01_x")
+    reseal(run, lambda manifest: manifest.update(schema=1))
+    with pytest.raises(UserError, match="schema 1"):
+        manifests.read(run)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("bug"), KeyboardInterrupt(), OSError(errno.ENOSPC, "full")])
@@ -75,7 +81,7 @@ def test_a_failing_writer_leaves_the_old_file(tmp_path, error):
     ):
         temporary.write_text("half")
         raise error
-    assert storage.read_json(path, checked=False) == [1]
+    assert storage.read_json(path) == [1]
     assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
 
 
@@ -86,7 +92,7 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path):
         "    t.write_text('half'); os._exit(9)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=places.ROOT).returncode == 9
-    assert storage.read_json(path, checked=False) == [1]
+    assert storage.read_json(path) == [1]
 
 
 def test_unwritable_places_are_told(tmp_path):
@@ -102,28 +108,34 @@ def test_unwritable_places_are_told(tmp_path):
 def test_outputs_go_by_short_names(tmp_path, monkeypatch):
     monkeypatch.setenv("DUAL_OUTPUTS", str(tmp_path))
     (tmp_path / "mine").mkdir()
-    assert places.outputs() == tmp_path
+    assert places.record() == tmp_path
     for spec in ("reference", "org/reference", "/no/such/reference"):
-        assert places.outputs(spec) == tmp_path / "reference"
+        assert places.record(spec) == tmp_path / "reference"
+        assert places.outputs(spec) == tmp_path / "by-hand/reference"
     monkeypatch.chdir(tmp_path / "mine")
-    assert places.outputs(".") == tmp_path / "mine"
+    assert places.record(".") == tmp_path / "mine"
+    monkeypatch.setenv(places.STAGED, str(tmp_path / "staged"))
+    assert places.outputs("reference") == tmp_path / "staged"
     monkeypatch.delenv("DUAL_OUTPUTS")
-    assert places.outputs("reference") == places.ROOT / "runs/reference"
+    assert places.record("reference") == places.ROOT / "runs/reference"
+    monkeypatch.delenv(places.STAGED)
+    assert places.outputs("reference") == places.ROOT / "runs/by-hand/reference"
 
 
-def test_provenance_names_everything(note):
-    wanted = {"schema", "seed", "model", "parameters", "notebook", "notebook_parameters", "lib", "versions", "commit"}
-    assert wanted == set(note)
-    assert str(places.ROOT) not in str(note) and note["versions"]["numpy"]
+def test_a_manifest_holds_what_results_were_made_with(tmp_path, table, note):
+    manifest = file_run(tmp_path, "reference", "01_x", lambda folder: storage.write_csv(table, folder / "t.csv", note))
+    facts = manifest["results"]["t.csv"]
+    assert set(facts) == {"sha256", "model", "seed", "parameters"} and facts["parameters"]["n"] == 50
+    assert storage.versions()["numpy"] and str(places.ROOT) not in str(manifest)
 
 
-def test_provenance_names_the_running_notebook(monkeypatch):
-    monkeypatch.delenv("DUAL_NOTEBOOK", raising=False)
-    monkeypatch.setenv("JPY_SESSION_NAME", "/somewhere/03_probes.ipynb")
-    assert storage.provenance("reference", 0)["notebook"] == "03_probes"
-    monkeypatch.setenv("DUAL_NOTEBOOK", '{"notebook": "01_scenes", "notebook_parameters": {"seed": 4}}')
-    note = storage.provenance("reference", 4)
-    assert note["notebook"] == "01_scenes" and note["notebook_parameters"] == {"seed": 4}
+def test_waiting_threads_do_not_spin():
+    """lib is imported before torch is, and the user's own setting wins."""
+    code = "import os, lib; print(os.environ['GOMP_SPINCOUNT'])"
+    for own, wanted in (({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7")):
+        settings = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"} | own
+        done = subprocess.run([sys.executable, "-c", code], cwd=places.ROOT, env=settings, capture_output=True)
+        assert done.stdout.decode().strip() == wanted
 
 
 def test_unknown_suggests(capsys):

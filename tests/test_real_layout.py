@@ -11,7 +11,8 @@ import pytest
 import tiny
 
 from lib import places
-from lib.artifact import storage
+from lib.artifact import manifests, storage
+from lib.artifact.manifests import Run
 from lib.engine.families import CHECKPOINTS
 from lib.stimuli.questions import SYSTEM_TEXT
 
@@ -60,9 +61,9 @@ def test_the_notebook_runs_on_a_checkpoint_by_its_short_name(downloads, tmp_path
     assert '"output_type": "error"' not in text and str(downloads) not in text and str(tmp_path) not in text
     table = storage.read_csv(folder / "tables/behaviour.csv")
     assert {"squares", "shapes", "objects"} <= set(table["setting"])
-    assert storage.read_provenance(folder / "figures/01-behaviour.csv")["notebook_parameters"]["seed"] == 1
-    stamp = storage.read_json(folder / "runs/01_scene_generation.json", checked=False)
-    assert stamp["model"] == f"{CHECKPOINTS['qwen2-vl-2b']}@{REVISION}"
+    manifest = manifests.read(Run(tmp_path, folder.name, "01_scene_generation"))
+    assert manifest["parameters"]["seed"] == 1 and "figures/01-behaviour.csv" in manifest["results"]
+    assert manifest["made_from"]["weights"] == f"{CHECKPOINTS['qwen2-vl-2b']}@{REVISION}"
 
 
 def test_weights_that_were_never_downloaded_are_told_in_a_sentence(downloads, tmp_path):

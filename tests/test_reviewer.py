@@ -3,7 +3,7 @@
 import re
 
 from lib import places
-from lib.artifact import ledger, record, reviewer
+from lib.artifact import ledger, manifests, record, reviewer
 from lib.artifact.notebooks import load_notebook
 from lib.engine.embedded import DEFAULT
 
@@ -11,7 +11,7 @@ PAGE = (places.ROOT / "docs/ARTIFACT.md").read_text("utf-8")
 
 
 def test_every_claim_has_a_line_and_its_files(published):
-    claims = {row["claim"] for row in ledger.load(DEFAULT)}
+    claims = {row["claim"] for row in record.rows(DEFAULT)}
     assert {claim for claim in claims if f"| **{claim}** " in reviewer.table()} == claims
     assert set(reviewer.SHOWN) == {measure.claim for measure in ledger.MEASURES.values()}
     assert reviewer.missing() == []
@@ -20,9 +20,9 @@ def test_every_claim_has_a_line_and_its_files(published):
 def test_times_are_those_of_the_stamps(published):
     lines = reviewer.times().splitlines()
     assert len(lines) == 2 + len(record.models())
-    for notebook, model in record.runs():
-        (line,) = [line for line in lines if line.startswith(f"| `{model}` |")]
-        assert f" {reviewer.minutes(notebook, model)} " in line
+    for run in manifests.readable(places.record()):
+        (line,) = [line for line in lines if line.startswith(f"| `{run.model}` |")]
+        assert f" {reviewer.minutes(run.notebook, run.model)} " in line
     assert reviewer.minutes("99_none", DEFAULT) == "-"
 
 

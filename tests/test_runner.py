@@ -15,17 +15,19 @@ import pytest
 from safetensors.numpy import save_file
 
 from lib import places
-from lib.artifact import storage
+from lib.artifact import kernel, manifests
+from lib.artifact.bounds import read_value
+from lib.artifact.manifests import Run
 from lib.artifact.notebooks import joined, load_notebook, scrub
 from lib.errors import UserError
-from lib.run import main, read_value
+from lib.run import main
 
 PARAMETERS = 'model = "reference"\nseed = 0  # of every draw\nrate = 0.5\nword = "a#b"\nsizes = [1, 2]\n'
 WORK = """
 import os, sys, pathlib
 from lib import places
 from lib.artifact import storage
-log = places.outputs(model) / "log.txt"
+log = places.record().parent / f"{places.model_name(model)}.log"
 log.open("a").write(f"{places.model_name(model)} {seed} {rate} {word} {sizes}\\n")
 print(sys.executable, places.ROOT, os.environ["TQDM_DISABLE"])
 storage.write_json([1], places.outputs(model) / "work.json", storage.provenance(model, seed))
@@ -63,7 +65,7 @@ def run(house, *words):
 
 
 def log(house, model="reference"):
-    path = house / "out" / model / "log.txt"
+    path = house / f"{model}.log"
     return path.read_text().splitlines() if path.exists() else []
 
 
@@ -75,7 +77,7 @@ def test_runs_skips_and_runs_again(house, capsys):
     assert all(c.execution_count for c in nb.cells if c.cell_type == "code")
     assert "papermill" not in text and str(house) not in text and str(places.ROOT) not in text
     assert not list((house / "out").rglob("*.failed.ipynb")) and not list((house / "out").rglob("*.tmp*"))
-    stamp = storage.read_json(house / "out/reference/runs/01_first.json", checked=False)
+    stamp = manifests.read(Run(house / "out", "reference", "01_first"))
     assert stamp["parameters"]["seed"] == 0 and stamp["seconds"] > 0 and stamp["versions"]["torch"]
 
     assert run(house) == 0 and len(log(house)) == 1  # nothing is run twice
@@ -138,7 +140,7 @@ def test_the_revision_of_a_hub_model_is_recorded_once_it_has_been_downloaded(hou
         return f"{hub_id}@revision"
 
     monkeypatch.setattr("lib.engine.checkpoints.hub_digest", lambda hub_id: f"{hub_id}@revision" if cached else hub_id)
-    monkeypatch.setattr("lib.run.hub_digest", found_now)
+    monkeypatch.setattr("lib.artifact.execution.hub_digest", found_now)
     for told in ("done in", "up to date"):
         assert run(house, "--model", "owner/name", "--notebooks", "02") == 0
         assert told in capsys.readouterr().out
@@ -153,12 +155,43 @@ def test_printed_text_is_one_output_however_the_kernel_cuts_it():
 
 def test_results_name_notebook_and_parameters(house):
     assert run(house, "--model", f"{house}/models/other", "--notebooks", "01", "-p", "seed=5") == 0
-    note = storage.read_provenance(house / "out/other/work.json")
-    assert note["notebook"] == "01_first" and note["seed"] == 5
-    assert note["notebook_parameters"] == {
-        "model": "other", "seed": 5, "rate": 0.5, "word": "a#b", "sizes": [1, 2]
-    }  # fmt: skip
-    assert "DUAL_NOTEBOOK" not in os.environ
+    manifest = manifests.read(Run(house / "out", "other", "01_first"))
+    assert manifest["parameters"] == {"model": "other", "seed": 5, "rate": 0.5, "word": "a#b", "sizes": [1, 2]}
+    assert manifest["results"]["work.json"]["seed"] == 5 and set(manifest["results"]) == {
+        "work.json",
+        "notebooks/01_first.ipynb",
+    }
+    assert places.STAGED not in os.environ and not list((house / "out/.staged").rglob("work.json"))
+
+
+def test_results_that_a_notebook_no_longer_writes_go(house):
+    assert run(house, "--notebooks", "01") == 0 and (house / "out/reference/work.json").is_file()
+    write(house / "notebooks/01_first.ipynb", WORK.replace("work.json", "renamed.json"))
+    assert run(house, "--notebooks", "01") == 0
+    assert sorted(path.name for path in (house / "out/reference").glob("*.json")) == ["renamed.json"]
+
+
+def test_two_notebooks_that_write_one_file_are_refused(house, capsys):
+    write(house / "notebooks/02_second.ipynb", WORK)
+    assert run(house) == 2
+    assert "02_second and 01_first both write work.json" in capsys.readouterr().err
+
+
+def test_what_is_run_by_hand_leaves_the_record_alone(house):
+    """By papermill called directly, as from JupyterLab: no staging folder in the environment."""
+    import papermill
+
+    assert run(house, "--notebooks", "01") == 0
+    before = {path: path.read_bytes() for path in (house / "out/reference").rglob("*") if path.is_file()}
+    by_hand = house / "by-hand.ipynb"
+    papermill.execute_notebook(
+        house / "notebooks/01_first.ipynb", by_hand, {"seed": 7}, kernel_manager_class=kernel.ThisPython,
+        kernel_name="python3", language="python", progress_bar=False,
+    )  # fmt: skip
+    assert "run by hand: results go to" in by_hand.read_text()
+    assert (house / "out/by-hand/reference/work.json").is_file()
+    assert before == {path: path.read_bytes() for path in (house / "out/reference").rglob("*") if path.is_file()}
+    assert run(house, "--verify") == 0
 
 
 def test_parameters_and_several_models(house):
@@ -191,6 +224,8 @@ def test_parameters_and_several_models(house):
         (["-p", "seed=one"], "does not fit 01_first"),
         (["-p", "seed=True"], "value like 0 is needed"),
         (["-p", "sizes=3"], "value like \\[1, 2\\]"),
+        (["-p", "sizes=[]"], "at least one entry"),
+        (["-p", "seed=-1"], "must be at least 0"),
         (["-p", "seed"], "NAME=VALUE"),
         (["-p", "model=other"], "--model"),
         (["--notebooks", "02", "-p", "rate=1"], "unknown parameter 'rate'"),
@@ -293,14 +328,11 @@ def test_killed_half_way_it_finishes_next_time(house):
 
 def test_verify_names_what_is_stale(house, capsys):
     assert run(house, "--notebooks", "02") == 0
-    table = house / "out/reference/tables/t.json"
-    storage.write_json([1], table, storage.provenance("reference", 0))
     assert run(house, "--verify") == 0
-    table.write_text("[2]")
     (house / "models/reference/config.json").write_text('{"changed": 1}')
     assert run(house, "--verify") == 1
     told = capsys.readouterr().out
-    assert "02_second.ipynb: model changed since" in told and "t.json is not readable as a result" in told
+    assert "02_second.json: model changed since" in told
 
 
 def test_list_says_what_there_is(house, capsys):

@@ -1,9 +1,10 @@
 """Training seeds: names, collected ledgers, and what seeds say together."""
 
 import pytest
+from records import file_run
 
 from lib.analysis.statistics import Estimate
-from lib.artifact import ledger, seeds
+from lib.artifact import ledger, manifests, record, seeds
 from lib.engine import checkpoints
 from lib.errors import UserError
 
@@ -11,21 +12,19 @@ from lib.errors import UserError
 @pytest.fixture
 def house(tmp_path, monkeypatch):
     """Two seeds of each recipe by name, ledgers of the published ones and of the others."""
-    monkeypatch.setenv("DUAL_OUTPUTS", str(tmp_path / "outputs"))
     members = {recipe: {0: recipe, 1: f"{recipe}-seed1"} for recipe in ("reference", "joint")}
     monkeypatch.setattr(seeds, "seeds", lambda recipe: members.get(recipe, {0: recipe}))
     for recipe in members:
-        write(recipe, 0.9)
-    monkeypatch.setenv("DUAL_OUTPUTS", str(tmp_path / "work"))
-    write("reference-seed1", 0.8)
-    write("joint-seed1", 0.1)
+        write(tmp_path / "outputs", recipe, 0.9)
+    write(tmp_path / "work", "reference-seed1", 0.8)
+    write(tmp_path / "work", "joint-seed1", 0.1)
     monkeypatch.setenv("DUAL_OUTPUTS", str(tmp_path / "outputs"))
     return tmp_path
 
 
-def write(model, value):
+def write(root, model, value):
     row = ledger.row("strip_effect", Estimate(value, value - 0.05, value + 0.05, 9), "02_x", "cell", setting="squares")
-    ledger.record(model, [row], "02_x", seed=0)
+    file_run(root, model, "02_x", lambda folder: ledger.record(model, [row], "02_x", seed=0))
 
 
 def test_names_of_seeds(tmp_path):
@@ -45,7 +44,7 @@ def test_a_verdict_holds_for_a_recipe_only_where_its_seeds_agree(house):
 
 
 def test_a_seed_without_a_ledger_is_told(house):
-    (house / "work/joint-seed1/ledger.json").unlink()
+    (house / "work/joint-seed1/runs/02_x.json").unlink()
     with pytest.raises(UserError, match="make seeds"):
         seeds.collected(house / "work")
 
@@ -61,3 +60,12 @@ def test_the_figure_has_a_panel_per_metric(house):
 @pytest.mark.parametrize("codes, code", [([0], 0), ([0, -9], 1), ([0, 2], 2), ([1, -15, 2], 1), ([0, 0], 0)])
 def test_a_killed_run_is_no_success(codes, code):
     assert seeds.exit_code(codes) == code
+
+
+def test_the_collected_claims_are_a_run_of_their_own(house, monkeypatch):
+    monkeypatch.setattr(seeds, "run_others", lambda work, fresh: 0)
+    monkeypatch.setattr(seeds, "recipes", lambda: ["reference", "joint"])
+    assert seeds.main(["--work", str(house / "work")]) == 0
+    manifest = manifests.read(seeds.run())
+    assert set(manifest["results"]) == {"seeds.csv", "seeds.png", "seeds.pdf"}
+    assert len(record.table("seeds", "seeds.csv")) == 4 and record.models() == ["reference", "joint"]

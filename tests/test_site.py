@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import nbformat
 import pandas as pd
 import pytest
+from records import file_run
 
 from lib import files, places
 from lib.analysis.statistics import Estimate
@@ -15,11 +16,17 @@ from lib.artifact.site.__main__ import main
 from lib.errors import UserError
 
 
-def executed(model: str, name: str, output: str) -> None:
+def executed(model: str, name: str, output: str, also=lambda folder: None) -> None:
+    """File a run with an executed notebook; `also` writes more results."""
     shown = nbformat.v4.new_output("stream", text=output)
     cell = nbformat.v4.new_code_cell("print()", outputs=[shown], execution_count=1, id="a")
-    notebook = nbformat.v4.new_notebook(cells=[cell])
-    files.write_bytes(places.outputs(model) / f"notebooks/{name}.ipynb", nbformat.writes(notebook).encode())
+    content = nbformat.writes(nbformat.v4.new_notebook(cells=[cell])).encode()
+
+    def write(folder):
+        files.write_bytes(folder / f"notebooks/{name}.ipynb", content)
+        also(folder)
+
+    file_run(places.record(), model, name, write)
 
 
 def links_of(page) -> list[str]:
@@ -27,9 +34,14 @@ def links_of(page) -> list[str]:
 
 
 def claim(model: str, value: float) -> None:
-    ledger.record(
-        model, [ledger.row("strip_effect", Estimate(value, value - 0.1, value + 0.1, 9), "02_x", "cell")], "02_x", 0
-    )
+    row = ledger.row("strip_effect", Estimate(value, value - 0.1, value + 0.1, 9), "02_x", "cell")
+    file_run(places.record(), model, "02_x", lambda folder: ledger.record(model, [row], "02_x", 0))
+
+
+def curve(folder) -> None:
+    figure, _ = figures.panels()
+    figures.save(figure, "01-curve", pd.DataFrame({"x": [1]}))
+    plt.close(figure)
 
 
 def site(folder) -> None:
@@ -44,11 +56,8 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_index_links_all_there_is_and_nothing_outside(folder):
-    executed("reference", "01_scene_generation", "as printed <here>")
+    executed("reference", "01_scene_generation", "as printed <here>", curve)
     executed("mine", "09_gone", "another")
-    figure, _ = figures.panels()
-    figures.save(figure, "01-curve", pd.DataFrame({"x": [1]}))
-    plt.close(figure)
     claim("reference", 0.9), claim("mine", 0.2)
     site(folder)
     index = (folder / "index.html").read_text()
@@ -140,10 +149,13 @@ def test_pieces_that_are_missing_are_left_out(folder, capsys):
     assert "edits.html" not in index
     own = (folder / "reference/index.html").read_text()
     assert "No ledger yet" in own and "<h2>Figures" not in own
-    claim("reference", 0.9)
-    ledger.path("reference").write_text("[]")  # not what its provenance says
+    executed("reference", "02_x", "y", curve)
+    (places.record("reference") / "figures/01-curve.png").write_bytes(b"x")  # not what the manifest says
+    (places.record("reference") / "figures/02-stray.png").write_bytes(b"x")
+    (places.record("reference") / "notebooks/.02_x.7.tmp.ipynb").write_text('{"cells": [')
     site(folder)  # over its own earlier edition
-    assert "ledger.json is not readable" in capsys.readouterr().out
+    assert "01-curve.png: it is not what the run wrote" in capsys.readouterr().out
+    assert "stray" not in (folder / "index.html").read_text() and not list(folder.rglob("*.png"))
 
 
 def test_nothing_to_show_and_nothing_overwritten(folder):

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from lib import places
-from lib.artifact import ledger, storage
+from lib.artifact import ledger, manifests, storage
+from lib.artifact.manifests import Run
 from lib.errors import UserError
 
 TOLERANCE = 0.01  # of a probability, an effect, an accuracy; of larger numbers, this share of them
@@ -18,13 +19,15 @@ COLUMNS = ["model", "file", "what", "ours", "published", "difference"]
 
 
 def comparable(model: str, notebook: str) -> bool:
-    """Whether both places hold a run of a notebook with the same cells and parameters."""
-    stamps = [root / model / "runs" / f"{notebook}.json" for root in (places.outputs(), places.PUBLISHED)]
+    """Whether both records hold a run of a notebook with the same cells, weights and parameters."""
     try:
-        ours, published = (storage.read_json(stamp, checked=False) for stamp in stamps)
+        ours, published = _manifests(model, notebook)
     except UserError:
         return False
-    return all(ours.get(key) == published.get(key) for key in ("notebook", "parameters", "model"))
+    made = [
+        (each["parameters"], each["made_from"]["cells"], each["made_from"]["weights"]) for each in (ours, published)
+    ]
+    return made[0] == made[1]
 
 
 def compare(model: str, notebook: str) -> pd.DataFrame:
@@ -32,19 +35,21 @@ def compare(model: str, notebook: str) -> pd.DataFrame:
 
     Compared are the rows of the ledger and every table and figure's numbers that the notebook wrote.
     """
-    parts = [_ledgers(model, notebook)]
-    for path in sorted((places.outputs() / model).glob("*/*.csv")):
-        other = places.PUBLISHED / path.relative_to(places.outputs())
-        if other.is_file() and storage.read_provenance(path).get("notebook") == notebook:
-            parts.append(_tables(model, path, other))
+    ours, published = _manifests(model, notebook)
+    parts = [_ledgers(model, ours["ledger"], published["ledger"])]
+    for file in sorted(set(ours["results"]) & set(published["results"])):
+        if file.endswith(".csv"):
+            parts.append(_tables(model, file))
     return pd.concat([part for part in parts if len(part)] or [pd.DataFrame(columns=COLUMNS)], ignore_index=True)
 
 
-def _ledgers(model: str, notebook: str) -> pd.DataFrame:
-    ours, published = (
-        {(row["metric"], ledger.where(row)): row for row in rows if row["notebook"] == notebook}
-        for rows in (ledger.load(model), _published_ledger(model))
-    )
+def _manifests(model: str, notebook: str) -> list[dict]:
+    """The manifests of this machine's run and of the published one."""
+    return [manifests.read(Run(root, model, notebook)) for root in (places.record(), places.PUBLISHED)]
+
+
+def _ledgers(model: str, own: list[dict], theirs: list[dict]) -> pd.DataFrame:
+    ours, published = ({(row["metric"], ledger.where(row)): row for row in rows} for rows in (own, theirs))
     found = []
     for key in dict.fromkeys([*ours, *published]):
         mine, theirs = ours.get(key), published.get(key)
@@ -60,15 +65,13 @@ def _ledgers(model: str, notebook: str) -> pd.DataFrame:
     return pd.DataFrame(found, columns=COLUMNS)
 
 
-def _published_ledger(model: str) -> list[dict]:
-    path = places.PUBLISHED / model / "ledger.json"
-    return storage.read_json(path) if path.exists() else []
-
-
-def _tables(model: str, path, other) -> pd.DataFrame:
+def _tables(model: str, name: str) -> pd.DataFrame:
     """Cell by cell, only the largest difference of each column is kept."""
-    ours, published = storage.read_csv(path), storage.read_csv(other)
-    name = str(path.relative_to(places.outputs() / model))
+    roots = (places.record(), places.PUBLISHED)
+    try:
+        ours, published = (storage.read_csv(manifests.checked(root, model, name)) for root in roots)
+    except UserError as error:
+        return pd.DataFrame([(model, name, str(error), "", "", np.inf)], columns=COLUMNS)
     if ours.shape != published.shape or list(ours) != list(published):
         return pd.DataFrame([(model, name, "shape", str(ours.shape), str(published.shape), np.inf)], columns=COLUMNS)
     found = []

@@ -225,10 +225,10 @@ def table(df: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
 
 
 def save(fig, id: str, data: pd.DataFrame, model: str = "reference", seed: int = 0, folder=None, **parameters) -> None:
-    """Write outputs/<model>/figures/<id>.png, .pdf and, with provenance, the figure's numbers as <id>.csv.
+    """Write figures/<id>.png, .pdf and the figure's numbers as <id>.csv among the results about a model.
 
     folder: another place, for figures about several models.
-    Equal figures give equal bytes: no time stamps inside. The CSV comes last: where it is, the others are.
+    Equal figures give equal bytes: no time stamps inside.
     Returns nothing, so that a cell ending in it shows the figure only.
     """
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", id):
@@ -236,7 +236,7 @@ def save(fig, id: str, data: pd.DataFrame, model: str = "reference", seed: int =
     if data.empty:
         raise ValueError(f"figure {id!r} has no data to save")
     folder = places.outputs(model) / "figures" if folder is None else folder
-    about = f"model {places.model_name(model)}; numbers and provenance in {id}.csv"
+    about = f"model {places.model_name(model)}; numbers in {id}.csv"
     metadata = {
         "png": {"Title": id, "Description": about},
         "pdf": {"Title": id, "Subject": about, "CreationDate": None},
@@ -244,6 +244,4 @@ def save(fig, id: str, data: pd.DataFrame, model: str = "reference", seed: int =
     for kind, text in metadata.items():
         with files.atomic(folder / f"{id}.{kind}") as temporary:
             fig.savefig(temporary, metadata=text)
-    pictures = {kind: files.file_digest(folder / f"{id}.{kind}") for kind in metadata}
-    note = storage.provenance(model, seed, figure=id, **parameters) | {"pictures": pictures}
-    storage.write_csv(data, folder / f"{id}.csv", note)
+    storage.write_csv(data, folder / f"{id}.csv", storage.provenance(model, seed, figure=id, **parameters))

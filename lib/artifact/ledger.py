@@ -20,6 +20,7 @@ from lib.artifact import storage
 from lib.errors import UserError
 
 AXES, LINES = ("left-right", "above-below"), ("centred", "shifted")
+FILE = "ledger.json"
 LEAST = 5  # units (pairs, entities, scenes): an interval from fewer says nothing
 SECOND = "2026-11-26: docs/RULES.md"  # when and where the rules of the second round replaced those of the first
 
@@ -202,22 +203,24 @@ def where(row: dict) -> str:
     return ", ".join(row[key] for key in ("setting", "axis", "lines") if row.get(key))
 
 
-def path(model: str):
-    return places.outputs(model) / "ledger.json"
-
-
-def load(model: str) -> list[dict]:
-    """The rows of a model's ledger, [] when it has none yet."""
-    return storage.read_json(path(model)) if path(model).exists() else []
+def place(row: dict) -> tuple[int, str]:
+    """Sorts rows in the order of the claims."""
+    order = list(MEASURES)
+    known = row["metric"] in MEASURES
+    return (order.index(row["metric"]) if known else len(order), where(row))
 
 
 def record(model: str, rows: list[dict], notebook: str, seed: int) -> pd.DataFrame:
-    """Put a notebook's rows in place of its earlier ones in the model's ledger, in the order of the claims."""
-    order = list(MEASURES)
-    with files.locked(path(model)):  # notebooks of one model may run at the same time
-        kept = [each for each in load(model) if each["notebook"] != notebook]
-        merged = sorted(kept + rows, key=lambda each: (order.index(each["metric"]), where(each)))
-        storage.write_json(merged, path(model), storage.provenance(model, seed))
+    """Leave a notebook's rows among its results, in place of rows it left before; returns them for reading.
+
+    The runner puts them into the run's manifest; the ledger of a model is the rows of its manifests
+    (lib/artifact/manifests.py).
+    """
+    path = places.outputs(model) / FILE
+    with files.locked(path):  # notebooks run by hand share a folder and may run at the same time
+        before = storage.read_json(path) if path.is_file() else []
+        kept = [each for each in before if each["notebook"] != notebook]
+        storage.write_json(sorted(kept + rows, key=place), path, storage.provenance(model, seed))
     return table(rows)
 
 

@@ -115,7 +115,7 @@ def tidy(draft: Path, replacements: dict[str, str]) -> nbformat.NotebookNode:
     known = {
         f"{places.ROOT}{os.sep}": "",
         str(places.ROOT): ".",
-        str(places.outputs()): "outputs",
+        str(places.record()): "outputs",
         sys.prefix: "<python>",
         str(Path.home()): "~",
     }

@@ -8,7 +8,7 @@ from collections import Counter
 import pandas as pd
 
 from lib import places
-from lib.artifact import ledger, record, reviewer, seeds, storage
+from lib.artifact import ledger, record, reviewer, seeds
 from lib.artifact.figures import AXES
 from lib.engine.checkpoints import shipped
 from lib.engine.embedded import COMPARED, DEFAULT, rank
@@ -30,7 +30,7 @@ def checksums() -> str:
 
 def claims() -> str:
     """The published ledgers in short: one line per metric, the settings of each model side by side."""
-    rows = {name: ledger.load(name) for name in COMPARED if name in record.models()}
+    rows = {name: record.rows(name) for name in COMPARED if name in record.models()}
     lines = [
         f"| claim | measured | paper | {' | '.join(f'`{name}`' for name in rows)} |",
         "|---|---|---|" + "---|" * len(rows),
@@ -57,7 +57,7 @@ def over_seeds() -> str:
     """The claims over training seeds: values of all seeds by place, and what the seeds say together."""
     if not seeds.recipes():
         return "One training of each recipe is shipped so far, so nothing can be said about recipes.\n"
-    table = storage.read_csv(seeds.folder() / "seeds.csv")
+    table = record.table(record.SEEDS, "seeds.csv")
     said = seeds.agreed(table).set_index(["recipe", "metric", "where"])["verdict"]
     lines = [f"| claim | metric | {' | '.join(f'`{name}`' for name in seeds.recipes())} |"]
     lines.append("|---|---|" + "---|" * len(seeds.recipes()))
@@ -93,7 +93,7 @@ def accuracies() -> str:
 
 def verdicts() -> str:
     """A line per current metric, a column per model: the verdict, or how many rows say what."""
-    rows = {name: ledger.load(name) for name in COMPARED if name in record.models()}
+    rows = {name: record.rows(name) for name in COMPARED if name in record.models()}
     lines = [f"| claim | metric | rival it excludes | {' | '.join(f'`{name}`' for name in rows)} |",
              "|---|---|---|" + "---|" * len(rows)]  # fmt: skip
     for metric, measure in ledger.by_claim():
@@ -113,8 +113,7 @@ def said(found: list[str]) -> str:
 
 def sources() -> str:
     """Where the order comes from, model by model: the four rivals at slot 0, and accuracy after the ablation."""
-    folder = places.outputs(DEFAULT) / "figures"
-    rivals, after = storage.read_csv(folder / "02-models.csv"), storage.read_csv(folder / "02-ablation.csv")
+    rivals, after = (record.table(DEFAULT, f"figures/{name}.csv") for name in ("02-models", "02-ablation"))
     rivals = rivals[rivals["rival"].isin(["O", "S", "B", "P"])]
     lines = ["| model | axis | O | S | B | P | correct after the ablation |",
              "|---|---|---|---|---|---|---|"]  # fmt: skip

@@ -1,12 +1,12 @@
 """The table of docs/ARTIFACT.md: for each claim its command, what it took, and the files and figures it makes.
 
-`readme` puts it into the page. Times are those in the stamps of the published runs.
+`readme` puts it into the page. Times are those in the manifests of the published runs.
 """
 
 from pathlib import Path
 
 from lib import places
-from lib.artifact import ledger, record, storage
+from lib.artifact import manifests, record
 from lib.artifact.site.matrix import CLAIMS
 from lib.engine.embedded import DEFAULT
 from lib.places import show
@@ -25,7 +25,7 @@ SHOWN = {  # claim -> figures and tables that show it; the ledger holds the valu
 
 def table() -> str:
     """One line per claim, of the default model's published ledger."""
-    rows = ledger.load(DEFAULT)
+    rows = record.rows(DEFAULT)
     lines = ["| claim | command | minutes | where in the notebook | metrics in `ledger.json` | figure, table |",
              "|---|---|---|---|---|---|"]  # fmt: skip
     for claim, sentence in CLAIMS.items():
@@ -42,15 +42,15 @@ def table() -> str:
 
 
 def minutes(notebook: str, model: str) -> str:
-    """How long a published run took; a dash where its stamp does not say."""
-    _, stamp = record.run_files(notebook, model)
-    seconds = storage.read_json(stamp, checked=False).get("seconds") if stamp.is_file() else None
+    """How long a published run took; a dash where there is none."""
+    manifest = manifests.readable(places.record(), model).get(record.run_of(notebook, model), {})
+    seconds = manifest.get("seconds")
     return f"{seconds / 60:.1f}" if seconds else "-"
 
 
 def times() -> str:
     """Minutes of every published run: a line per model, a column per notebook."""
-    found = record.runs()
+    found = {(run.notebook, run.model) for run in manifests.readable(places.record()) if run.model != record.SEEDS}
     numbers = sorted({notebook for notebook, _ in found})
     lines = [f"| model | {' | '.join(number[:2] for number in numbers)} |", "|---|" + "---|" * len(numbers)]
     for model in record.models():
@@ -61,5 +61,5 @@ def times() -> str:
 
 def missing() -> list[Path]:
     """Files that the table names and the published record lacks."""
-    named = {places.outputs(DEFAULT) / name for names in SHOWN.values() for name in names}
+    named = {places.record(DEFAULT) / name for names in SHOWN.values() for name in names}
     return sorted(Path(show(path)) for path in named if not path.is_file())

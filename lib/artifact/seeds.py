@@ -9,14 +9,16 @@ Floor 5, beside the runner: computes nothing itself.
 """
 
 import argparse
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
 
 import pandas as pd
 
-from lib import places
-from lib.artifact import figures, ledger, storage
+from lib import files, places
+from lib.artifact import figures, ledger, manifests, record, storage
+from lib.artifact.manifests import Run
 from lib.engine.checkpoints import seeds
 from lib.engine.embedded import COMPARED, PLAN
 from lib.errors import UserError, cli
@@ -31,9 +33,9 @@ def recipes() -> list[str]:
     return [recipe for recipe in COMPARED if len(seeds(recipe)) > 1]
 
 
-def folder() -> Path:
-    """Where the collected claims are published."""
-    return places.outputs() / "seeds"
+def run() -> Run:
+    """Where the collected claims are filed: a run of their own, without a notebook."""
+    return Run(places.record(), record.SEEDS, record.SEEDS)
 
 
 def run_others(work: Path, fresh: bool) -> int:
@@ -62,10 +64,11 @@ def collected(work: Path) -> pd.DataFrame:
     rows = []
     for recipe in recipes():
         for number, name in seeds(recipe).items():
-            path = (work / name / "ledger.json") if number else ledger.path(name)
-            if not path.is_file():
-                raise UserError(f"{show(path)} is missing: `{'make seeds' if number else 'make run'}` makes it")
-            own = storage.read_json(path)
+            root = work if number else places.record()
+            own = record.rows(name, root)
+            if not own:
+                again = "make seeds" if number else "make run"
+                raise UserError(f"{show(root / name)} has no ledger: `{again}` makes it")
             rows += [{"recipe": recipe, "seed": number, "where": ledger.where(row), **row} for row in own]
     return pd.DataFrame(rows)[COLUMNS]
 
@@ -123,9 +126,14 @@ def main(argv=None) -> int:
         return code
     table = collected(arguments.work)
     members = {recipe: list(seeds(recipe)) for recipe in recipes()}
-    figures.save(draw(table), "seeds", table, "seeds", folder=folder(), training_seeds=members)
+    with manifests.staged(run()) as folder:
+        figures.save(draw(table), "seeds", table, "seeds", folder=folder, training_seeds=members)
+        made = {recipe: record.rows(recipe) for recipe in members}
+        facts = {"ledgers": hashlib.sha256(files.dump_json(made)).hexdigest(), "training_seeds": members}
+        stated = {"parameters": {}, "made_from": facts, "versions": storage.versions(), "commit": storage.commit()}
+        manifests.commit(run(), folder, stated)
     print(agreed(table).to_string(index=False))
-    print(f"the claims over training seeds are in {show(folder())}")
+    print(f"the claims over training seeds are in {show(run().folder)}")
     return 0
 
 

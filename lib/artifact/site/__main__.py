@@ -46,7 +46,7 @@ def main(argv=None) -> None:
     folder = chosen.folder
     places.use_published()
     if not record.copies():
-        raise UserError(f"{show(places.outputs())} holds no executed notebook: `make run` makes them")
+        raise UserError(f"{show(places.record())} holds no executed notebook: `make run` makes them")
     make_empty(folder)
     sources = {path.stem: load_notebook(path) for path in places.NOTEBOOKS.glob("[0-9]*.ipynb")}
     models = [model_pages(name, folder, sources) for name in record.models()]
@@ -119,7 +119,7 @@ def model_pages(name: str, folder: Path, sources: dict[str, Notebook]) -> dict:
         more = [{"href": f"figures/{file.name}", "kind": file.suffix[1:]} for file in beside if file.is_file()]
         caption = gallery.CAPTIONS.get(picture.stem, "")
         pictures.append({"src": f"figures/{picture.name}", "id": picture.stem, "more": more, "caption": caption})
-    rows = claims(name)
+    rows = record.rows(name)
     content = {
         "name": name,
         "where": known_models().get(name, "a folder of the user's own"),
@@ -158,15 +158,6 @@ def document_page(file: Path, folder: Path) -> dict:
     body = prose.html(file.read_text("utf-8"), file, page, folder)
     rendered("prose.html", page, title=title, body=body, back=BACK.format("../index.html"))
     return {"href": f"docs/{page.name}", "title": title}
-
-
-def claims(name: str) -> list[dict]:
-    """The rows of a model's ledger; none where it is not readable."""
-    try:
-        return ledger.load(name)
-    except UserError as error:
-        print(f"left out: {error}")
-        return []
 
 
 def ledger_claims() -> list[str]:

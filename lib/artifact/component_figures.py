@@ -1,0 +1,119 @@
+"""Figures of notebook 03 about components: heat maps with their null, causal checks, attention over the picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.collections import LineCollection
+from matplotlib.patches import Patch, Rectangle
+from PIL import Image
+
+from lib.artifact import figures
+from lib.stimuli.grids import Grid
+from lib.stimuli.token_sets import object_tokens
+
+PALE, HATCH = "#EDEDED", "#B5B5B5"
+MOST_NUMBERS = 12  # columns beyond which numbers no longer fit into cells
+
+# title, design, toward, token, column of the table
+PANELS = (
+    ("last token, patched", "mirrored", "counterfactual", "last", "effect"),
+    ("last token, direct path only", "mirrored", "counterfactual", "last", "direct"),
+    ("reference's word, patched", "mirrored", "counterfactual", "reference", "effect"),
+    ("last token: to the new answer", "five entities", "attribute", "last", "effect"),
+    ("last token: to the line's other end", "five entities", "order", "last", "effect"),
+    ("reference's word: to the new answer", "five entities", "attribute", "reference", "effect"),
+)
+
+
+def heat_maps(table: pd.DataFrame):
+    """Effects on the logits of every component, layer by head, with the null drawn in; returns the figure.
+
+    table: `components.table` of several designs, column `design`. Cells inside the null's band are grey and hatched.
+    """
+    table = table[table["scale"] == "logit"]
+    layers = table["layer"].max() + 1
+    figure, axes = figures.panels(2, 3, height=max(2.2, 0.26 * layers + 0.9), sharey=True)
+    for axis, (title, design, toward, token, column) in zip(axes.flat, PANELS, strict=True):
+        own = table[(table["design"] == design) & (table["toward"] == toward) & (table["token"] == token)]
+        image = _heat_map(axis, own, column)
+        axis.set_title(f"{title}\n({design}, n = {own['n'].max()})", fontsize=7)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("layer")
+    axes[1, 1].set_xlabel("head; att., MLP: the layer's whole attention and MLP output")
+    figure.colorbar(image, ax=axes, shrink=0.6, extend="both", label="share of the way to that answer (logits)")
+    null = Patch(facecolor=PALE, edgecolor=HATCH, hatch="////", label="within the 95 % band of the null, or below .01")
+    figure.legend(handles=[null], loc="outside lower center")
+    return figure
+
+
+def _heat_map(axis, rows: pd.DataFrame, column: str):
+    """One panel; the direct path has no null of its own, and only values below .01 are hatched there."""
+    rows = rows.assign(column=rows["head"].where(rows["head"] >= 0, rows["head"].max() + 1 + (rows["site"] == "mlp")))
+    values, beyond = (rows.pivot(index="layer", columns="column", values=v).to_numpy() for v in (column, "beyond_null"))
+    shown = np.abs(values) >= 0.01 if column == "direct" else beyond.astype(bool)
+    image = axis.imshow(values, vmin=-0.6, vmax=0.6, cmap="RdBu_r", aspect="auto")
+    count = values.shape[1]
+    for (layer, k), value in np.ndenumerate(values):
+        if not shown[layer, k]:
+            cell = {"facecolor": PALE, "edgecolor": HATCH, "hatch": "////", "linewidth": 0}
+            axis.add_patch(Rectangle((k - 0.5, layer - 0.5), 1, 1, **cell))
+        elif count <= MOST_NUMBERS:
+            colour = "white" if abs(value) > 0.4 else "black"
+            text = f"{value:.2f}".replace("0.", ".", 1)
+            axis.text(k, layer, text, ha="center", va="center", fontsize=6, color=colour)
+    axis.axvline(count - 2.5, color="black", linewidth=0.8)
+    step = 1 if count <= MOST_NUMBERS else 4
+    axis.set_xticks([*range(0, count - 2, step), count - 2, count - 1], [*range(0, count - 2, step), "att.", "MLP"])
+    axis.set_yticks(range(0, len(values), 1 if len(values) <= MOST_NUMBERS else 4))
+    return image
+
+
+def checks(together: pd.DataFrame, cut: pd.DataFrame):
+    """Heads patched together, and heads cut off from the picture, against as many random others; returns the figure."""
+    figure, axes = figures.panels(1, 2, height=2.5)
+    patched = together[(together["token"] == "last") & (together["scale"] == "probability")]
+    for axis, rows, value in zip(axes, (patched, cut[cut["token"] == "last"]), ("effect", "accuracy"), strict=True):
+        for kind, role, label in (("top", "order", "strongest heads"), ("random", "random", "random other heads")):
+            figures.curve_with_band(axis, rows[rows["kind"] == kind], "heads", value, role, label)
+        every = rows[rows["kind"] == "all"].iloc[0]
+        figures.level(axis, every[value], f"all {every['heads']} heads")
+        ticks = sorted(rows.loc[rows["kind"] == "top", "heads"])
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(ticks, ticks)
+        axis.set(xlabel="number of heads", ylim=(-0.05, 1.12))
+    axes[0].set(title=f"patched together (n = {patched['n'].max()})", ylabel="effect on the probabilities")
+    axes[1].set(title=f"cut off from the picture (n = {cut['n'].max()})", ylabel="accuracy")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
+
+
+def attention_maps(
+    pictures: Sequence[Image.Image], weights: Sequence[np.ndarray], names: Sequence[str], asked: np.ndarray, grid: Grid
+):
+    """Attention of heads over a clean and a mirrored picture; returns the figure.
+
+    pictures: clean, mirrored. weights: for each picture [head, image_token]. asked: the tokens of the place that the
+    question asks for, outlined.
+    """
+    figure, axes = figures.panels(2, len(names) + 1, height=1.9)
+    inside = np.zeros(grid.side**2, dtype=bool)
+    inside[asked] = True
+    edges = figures.outline(inside.reshape(grid.side, grid.side)) * grid.pixels
+    for row, picture, own, title in zip(axes, pictures, weights, ("clean", "mirrored"), strict=True):
+        figures.show_scene(row[0], picture, {}, grid.side, grid.pixels, f"{title} picture")
+        for axis, name, weight in zip(row[1:], names, own, strict=True):
+            figures.show_scene(axis, picture, {}, grid.side, grid.pixels, f"{name}: {weight.max():.2f}")
+            shade = np.zeros((grid.side, grid.side, 4))
+            shade[..., 3] = 0.65 * (1 - weight / weight.max()).reshape(grid.side, grid.side)
+            axis.imshow(shade, extent=(0, grid.canvas, grid.canvas, 0), interpolation="nearest")
+        for axis in row:
+            axis.add_collection(LineCollection(edges, edgecolor=figures.VERMILLION, linewidth=1.6))
+    return figure
+
+
+def asked_tokens(pair, grid: Grid) -> np.ndarray:
+    """The image tokens of the place that a pair's question asks for."""
+    return np.asarray(object_tokens(grid, pair.orientation, pair.clean.target))
