@@ -2,9 +2,10 @@
 # make test    the tests                                        (ARGS="-k scenes")
 # make seeds   the notebooks on every shipped training seed; collects the claims in outputs/seeds/
 # make lab     JupyterLab on the notebooks
-# make site    the HTML edition of outputs/ in site/: notebooks, figures, claims, an index
+# make site    the HTML edition of outputs/ in site/: finding, verdicts, figures, notebooks, a page to try the edits
+# make archive everything in the last commit as a ZIP file with checksums, fit for Zenodo
 # make test-browser   the notebooks in JupyterLab and the HTML edition in headless Chromium (needs Node.js 20 and Chromium;
-#                     NOTEBOOKS=01 chooses; screenshots in tests/browser/screenshots/)
+#                     NOTEBOOKS=01 chooses, NOTEBOOKS=site: only the edition; screenshots in tests/browser/screenshots/)
 # make lint    ruff over the code
 # make clean   remove .venv and caches; runs/ and outputs/ stay
 #
@@ -20,7 +21,7 @@ READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 comma := ,
 
-.PHONY: help run test seeds lab site test-browser lint clean
+.PHONY: help run test seeds lab site archive test-browser lint clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed '/^$$/,$$d'
@@ -43,6 +44,9 @@ lab: $(READY)
 
 site: $(READY)
 	@$(BIN)/python -m lib.artifact.site $(ARGS)
+
+archive: $(READY)
+	@$(BIN)/python -m lib.artifact.archive $(ARGS)
 
 test-browser: $(READY)
 	@command -v node >/dev/null && command -v npm >/dev/null || { \

@@ -8,7 +8,7 @@ from collections import Counter
 import pandas as pd
 
 from lib import places
-from lib.artifact import ledger, record, seeds
+from lib.artifact import ledger, record, reviewer, seeds
 from lib.artifact.figures import AXES
 from lib.engine.checkpoints import shipped
 from lib.engine.embedded import COMPARED, DEFAULT, rank
@@ -132,6 +132,8 @@ PARTS = {
     (DOCS / "RESULTS.md", "claims"): claims,
     (DOCS / "RESULTS.md", "seeds"): over_seeds,
     (DOCS / "MODELS.md", "battery"): accuracies,
+    (DOCS / "ARTIFACT.md", "claims"): reviewer.table,
+    (DOCS / "ARTIFACT.md", "times"): reviewer.times,
 }
 
 

@@ -1,7 +1,8 @@
 // Opens every notebook in JupyterLab as `make lab` serves it, runs all cells, and looks at the result; then opens the
 // HTML edition. Works on copies: notebooks/ and outputs/ stay as they are. Screenshots go to the folder given.
 //
-//   node run.mjs PYTHON SCREENSHOTS [NOTEBOOK ...]        (notebooks by number, such as 01; none: all)
+//   node run.mjs PYTHON SCREENSHOTS [NOTEBOOK ...]        (notebooks by number, such as 01; none: all; `site`: only the
+//                                                          HTML edition)
 //
 // Exit codes: 0 all well, 1 something failed, 2 something needed is missing.
 
@@ -11,7 +12,9 @@ import fs from "node:fs";
 import net from "node:net";
 import os from "node:os";
 import path from "node:path";
-import { fileURLToPath, pathToFileURL } from "node:url";
+import { fileURLToPath } from "node:url";
+
+import { lookAtSite } from "./site.mjs";
 
 const ROOT = path.resolve(path.dirname(fileURLToPath(import.meta.url)), "../..");
 const MINUTES = Number(process.env.BROWSER_MINUTES ?? 15); // for one notebook; a busy machine takes long
@@ -150,37 +153,6 @@ async function tall(page, file) {
   await page.screenshot({ path: file });
 }
 
-// The HTML edition ---------------------------------------------------------------------------------------------------
-
-async function lookAtSite(context, python, work, shots) {
-  const site = path.join(work, "site");
-  const made = spawnSync(python, ["-m", "lib.artifact.site", site], { cwd: ROOT, encoding: "utf8" });
-  if (made.status !== 0) throw new Error(made.stderr);
-  const page = await context.newPage();
-  const outside = [];
-  await page.route(/^https?:/, (route) => { outside.push(route.request().url()); return route.abort(); });
-  const problems = [];
-  page.on("pageerror", (error) => problems.push(String(error)));
-  await page.goto(pathToFileURL(path.join(site, "index.html")).href);
-  const links = await page.$$eval("a[href], img[src]", (all) => all.map((each) => each.href || each.src));
-  for (const link of links.filter((link) => link.startsWith("file:")))
-    if (!fs.existsSync(fileURLToPath(link.split("#")[0]))) problems.push(`no such file: ${link}`);
-  await page.$$eval("img", (all) => all.forEach((img) => { img.loading = "eager"; }));
-  await page.waitForFunction(() => [...document.images].every((img) => img.complete && img.naturalWidth > 0));
-  await page.screenshot({ path: path.join(shots, "site-index.png"), fullPage: true });
-  const pages = [...new Set(links.filter((link) => /^file:.*\.html$/.test(link)))];
-  for (const link of pages) {
-    await page.goto(link);
-    await page.waitForFunction(() => [...document.images].every((img) => img.complete && img.naturalWidth > 0));
-    const name = path.relative(site, fileURLToPath(link)).replaceAll(path.sep, "-").replace(".html", "");
-    await page.screenshot({ path: path.join(shots, `site-${name}.png`), fullPage: true });
-  }
-  await page.close();
-  if (outside.length) problems.push(`asks for ${outside[0]}`);
-  if (problems.length) throw new Error(problems.join("; "));
-  return `${pages.length + 1} pages, ${links.length} links and pictures, nothing fetched from outside`;
-}
-
 // --------------------------------------------------------------------------------------------------------------------
 
 const [python, shots, ...numbers] = process.argv.slice(2);
@@ -209,14 +181,11 @@ async function check(name, what) {
   }
 }
 
-try {
-  context = await chromium.launchPersistentContext(path.join(work, "user"), {
-    executablePath, headless: true, args: FLAGS, viewport: { width: 1400, height: 1000 } });
+async function openNotebooks() {
   const files = fs.readdirSync(path.join(work, "notebooks")).filter((name) => /^\d.*(?<!\.failed)\.ipynb$/.test(name))
     .filter((name) => !numbers.length || numbers.some((number) => name.startsWith(number))).sort();
   if (!files.length) missing(`no notebook is called ${numbers.join(" or ")}`);
   const before = Object.fromEntries(files.map((name) => [name, digest(path.join(notebooks, name))]));
-  await check("HTML edition", () => lookAtSite(context, python, work, shots));
   served = await startLab(python, work);
   for (const name of files)
     await check(name, () => runNotebook(context, served, path.join(work, "notebooks", name), shots));
@@ -225,6 +194,13 @@ try {
     if (changed.length) throw new Error(`${changed.join(", ")} changed in notebooks/ meanwhile`);
     return "notebooks/ is as it was";
   });
+}
+
+try {
+  context = await chromium.launchPersistentContext(path.join(work, "user"), {
+    executablePath, headless: true, args: FLAGS, viewport: { width: 1400, height: 1000 } });
+  await check("HTML edition", () => lookAtSite(context, python, ROOT, work, shots));
+  if (!numbers.includes("site")) await openNotebooks();
 } catch (error) {
   failed++;
   console.log(`FAILED  ${error.message}`);

@@ -1,6 +1,7 @@
 """`python -m lib.artifact.site`: write the HTML edition of outputs/ into site/ (or the folder given).
 
-Pieces that are missing are left out; nothing is computed.
+Pieces that are missing are left out. Nothing is computed but the answers of the page one can play with (`playable`;
+under a minute on one core), which `--no-edits` leaves out.
 """
 
 import argparse
@@ -11,12 +12,13 @@ from pathlib import Path
 import nbformat
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 from nbconvert import HTMLExporter
-from nbconvert.filters import markdown2html
 
 from lib import files, places
 from lib.artifact import ledger, record, storage
 from lib.artifact.notebooks import Notebook, load_notebook
+from lib.artifact.site import gallery, matrix, playable, prose
 from lib.engine.checkpoints import known_models, shipped
+from lib.engine.embedded import DEFAULT
 from lib.errors import UserError, cli
 from lib.places import show
 
@@ -24,31 +26,34 @@ FOLDER = places.ROOT / "site"
 MARKER = ".html-edition"  # a folder with this file in it was made here and may be replaced
 HERE = Path(__file__).parent
 OUTSIDE = re.compile(r'<script[^>]*\bsrc="https?://[^>]*>\s*</script>')  # require.js and MathJax: not needed here
-BACK = '<nav style="font-family: sans-serif; margin: 1em 2em"><a href="{}">All notebooks, figures and claims</a></nav>'
+BACK = '<nav class="back"><a href="{}">All notebooks, figures and claims</a></nav>'
+PHONE = """<style>
+  .back { font: 16px "Helvetica Neue", Arial, sans-serif; margin: 1em; }
+  .jp-RenderedHTMLCommon, .jp-OutputArea-output { overflow-x: auto; max-width: 100%; }
+  .jp-Notebook img { max-width: 100%; height: auto; }
+  @media (max-width: 640px) {
+    .jp-InputPrompt, .jp-OutputPrompt { display: none; }
+    body.jp-Notebook { padding: 0 4px; }
+  }
+</style>"""
 
 
 def main(argv=None) -> None:
     parser = argparse.ArgumentParser(prog="python -m lib.artifact.site", description=__doc__)
     parser.add_argument("folder", nargs="?", type=Path, default=FOLDER, help="default: site/")
-    folder = parser.parse_args(argv).folder
+    parser.add_argument("--no-edits", action="store_true", help="without the page one can play with")
+    chosen = parser.parse_args(argv)
+    folder = chosen.folder
     places.use_published()
     if not record.copies():
         raise UserError(f"{show(places.record())} holds no executed notebook: `make run` makes them")
     make_empty(folder)
     sources = {path.stem: load_notebook(path) for path in places.NOTEBOOKS.glob("[0-9]*.ipynb")}
     models = [model_pages(name, folder, sources) for name in record.models()]
-    summary = record.summary()
-    page = Environment(loader=FileSystemLoader(HERE), autoescape=select_autoescape()).get_template("index.html")
-    text = page.render(
-        models=models,
-        claims=ledger_claims(),
-        summary=frame(summary) if summary.shape[1] > 4 else None,
-        outsiders=[name for name in record.models() if name not in shipped()],
-        commit=storage.commit(),
-        versions=storage.versions(),
-    )
-    files.write_bytes(folder / "index.html", text.encode())
-    print(f"{len(record.copies())} notebooks; open {show(folder / 'index.html')}")
+    documents = [document_page(file, folder) for file in prose.documents()]
+    edits = None if chosen.no_edits else playable.write(folder / "edits.html")
+    index = index_page(folder, models, documents, edits is not None)
+    print(f"{len(record.copies())} notebooks; open {show(index)}")
 
 
 def make_empty(folder: Path) -> None:
@@ -66,6 +71,37 @@ def make_empty(folder: Path) -> None:
     files.write_bytes(folder / MARKER, b"")
 
 
+def rendered(template: str, page: Path, **content) -> Path:
+    """Write a page from its template."""
+    environment = Environment(loader=FileSystemLoader(HERE), autoescape=select_autoescape())
+    return files.write_bytes(page, environment.get_template(template).render(**content).encode())
+
+
+def index_page(folder: Path, models: list[dict], documents: list[dict], edits: bool) -> Path:
+    """The first page: finding, verdicts, main figures, models."""
+    page, readme = folder / "index.html", prose.readme()
+    parts = {name: prose.html(text, places.ROOT / "README.md", page, folder) for name, text in readme.items()}
+    finding = readme.get("What we found", "")
+    return rendered(
+        "index.html",
+        page,
+        short=[prose.html(each, places.ROOT / "README.md", page, folder) for each in prose.first_sentences(finding)],
+        lead=parts.get("lead", ""),
+        finding=parts.get("What we found", ""),
+        limits=parts.get("Limits", ""),
+        edits=edits,
+        verdicts=matrix.rows({model["name"]: model["rows"] for model in models if model["rows"]}),
+        letters=matrix.LETTERS,
+        pictures=gallery.pictures(DEFAULT),
+        default=DEFAULT,
+        models=models,
+        documents=documents,
+        outsiders=[name for name in record.models() if name not in shipped()],
+        commit=storage.commit(),
+        versions=storage.versions(),
+    )
+
+
 def model_pages(name: str, folder: Path, sources: dict[str, Notebook]) -> dict:
     """Write one model's pages and pictures; what the index says of it."""
     notebooks = []
@@ -73,55 +109,59 @@ def model_pages(name: str, folder: Path, sources: dict[str, Notebook]) -> dict:
         if path.parents[1].name == name:
             notebook_page(path, folder / name / f"{path.stem}.html")
             known = sources.get(path.stem)
-            notebooks.append({"href": f"{name}/{path.stem}.html", "title": known.title if known else path.stem})
+            notebooks.append({"href": f"{path.stem}.html", "title": known.title if known else path.stem})
     pictures = []
     for picture in record.figures(name):
-        for file in (picture, picture.with_suffix(".pdf"), picture.with_suffix(".csv")):
+        beside = [picture.with_suffix(kind) for kind in (".pdf", ".csv")]
+        for file in (picture, *beside):
             if file.is_file():
                 files.write_bytes(folder / name / "figures" / file.name, file.read_bytes())
-        pictures.append({"src": f"{name}/figures/{picture.name}", "id": picture.stem})
-    return {
+        more = [{"href": f"figures/{file.name}", "kind": file.suffix[1:]} for file in beside if file.is_file()]
+        caption = gallery.CAPTIONS.get(picture.stem, "")
+        pictures.append({"src": f"figures/{picture.name}", "id": picture.stem, "more": more, "caption": caption})
+    rows = record.rows(name)
+    content = {
         "name": name,
         "where": known_models().get(name, "a folder of the user's own"),
         "card": card(name, folder),
         "notebooks": notebooks,
         "figures": pictures,
-        "claims": claims(name),
+        "rows": rows,
+        "table": ledger.table(rows).drop(columns="rule").to_dict("records") if rows else [],
     }
+    rendered("model.html", folder / name / "index.html", open=ledger_claims(), letters=matrix.LETTERS, **content)
+    return content
 
 
 def notebook_page(path: Path, page: Path) -> None:
     """An executed notebook as one HTML file, pictures inside, nothing fetched from elsewhere."""
     html, _ = HTMLExporter(embed_images=True).from_notebook_node(nbformat.read(path, as_version=4))
-    html = OUTSIDE.sub("", html)
+    html = OUTSIDE.sub("", html).replace("</head>", f"{PHONE}</head>", 1)
     html = re.sub(r"<body[^>]*>", lambda found: found[0] + BACK.format("../index.html"), html, count=1)
     files.write_bytes(page, html.encode())
 
 
 def card(name: str, folder: Path) -> str | None:
     """The page of a shipped model's card."""
-    source = places.MODELS / name / "README.md"
+    source, page = places.MODELS / name / "README.md", folder / name / "card.html"
     if not source.is_file():
         return None
     text = re.sub(r"\A---\n.*?\n---\n", "", source.read_text("utf-8"), flags=re.S)  # metadata for model hubs
-    page = Environment(loader=FileSystemLoader(HERE)).get_template("card.html")
-    html = page.render(name=name, body=markdown2html(text), back=BACK.format("../index.html"))
-    files.write_bytes(folder / name / "card.html", html.encode())
-    return f"{name}/card.html"
+    body = prose.html(text, source, page, folder)
+    rendered("prose.html", page, title=f"Model card: {name}", body=body, back=BACK.format("../index.html"))
+    return page.name
 
 
-def claims(name: str) -> str | None:
-    """The table of a model's claims as HTML; None where it has no ledger."""
-    rows = record.rows(name)
-    return frame(ledger.table(rows)) if rows else None
+def document_page(file: Path, folder: Path) -> dict:
+    """A page of docs/; what the index says of it."""
+    page, title = folder / "docs" / f"{file.stem}.html", prose.title(file)
+    body = prose.html(file.read_text("utf-8"), file, page, folder)
+    rendered("prose.html", page, title=title, body=body, back=BACK.format("../index.html"))
+    return {"href": f"docs/{page.name}", "title": title}
 
 
 def ledger_claims() -> list[str]:
     return list(dict.fromkeys(measure.claim for measure in ledger.MEASURES.values()))
-
-
-def frame(table) -> str:
-    return table.to_html(index=False, border=0, classes="claims", escape=True)
 
 
 if __name__ == "__main__":

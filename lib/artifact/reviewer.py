@@ -1,0 +1,65 @@
+"""The table of docs/ARTIFACT.md: for each claim its command, what it took, and the files and figures it makes.
+
+`readme` puts it into the page. Times are those in the manifests of the published runs.
+"""
+
+from pathlib import Path
+
+from lib import places
+from lib.artifact import manifests, record
+from lib.artifact.site.matrix import CLAIMS
+from lib.engine.embedded import DEFAULT
+from lib.places import show
+
+SHOWN = {  # claim -> figures and tables that show it; the ledger holds the values
+    "C1": ("figures/03-last-token.png", "tables/last_token.csv"),
+    "C2": ("figures/03-probes-embeddings.png", "tables/probes.csv"),
+    "C3": ("figures/04-strip-score.png", "tables/strips.csv"),
+    "C4": ("figures/02-fingerprint.png", "tables/rivals.csv"),
+    "C5": ("figures/02-ladder.png", "tables/ladder.csv"),
+    "C6": ("figures/03-interchange-ablated.png", "tables/interchange_ablated.csv"),
+    "C7": ("figures/05-table2.png", "tables/enhancement.csv"),
+    "C7 net": ("figures/05-dose.png", "tables/enhancement.csv"),
+}
+
+
+def table() -> str:
+    """One line per claim, of the default model's published ledger."""
+    rows = record.rows(DEFAULT)
+    lines = ["| claim | command | minutes | where in the notebook | metrics in `ledger.json` | figure, table |",
+             "|---|---|---|---|---|---|"]  # fmt: skip
+    for claim, sentence in CLAIMS.items():
+        own = [row for row in rows if row["claim"] == claim]
+        if not own:
+            continue
+        notebook = own[0]["notebook"]
+        metrics = ", ".join(f"`{metric}`" for metric in dict.fromkeys(row["metric"] for row in own))
+        cells = ", ".join(f"`{cell}`" for cell in dict.fromkeys(row["cell"] for row in own))
+        files = "<br>".join(f"`{name}`" for name in SHOWN[claim])
+        command = f"`make run NOTEBOOKS={notebook[:2]}` | {minutes(notebook, DEFAULT)}"
+        lines.append(f"| **{claim}** {sentence} | {command} | cells {cells} | {metrics} | {files} |")
+    return "\n".join(lines) + "\n"
+
+
+def minutes(notebook: str, model: str) -> str:
+    """How long a published run took; a dash where there is none."""
+    manifest = manifests.readable(places.record(), model).get(record.run_of(notebook, model), {})
+    seconds = manifest.get("seconds")
+    return f"{seconds / 60:.1f}" if seconds else "-"
+
+
+def times() -> str:
+    """Minutes of every published run: a line per model, a column per notebook."""
+    found = {(run.notebook, run.model) for run in manifests.readable(places.record()) if run.model != record.SEEDS}
+    numbers = sorted({notebook for notebook, _ in found})
+    lines = [f"| model | {' | '.join(number[:2] for number in numbers)} |", "|---|" + "---|" * len(numbers)]
+    for model in record.models():
+        cells = [minutes(number, model) if (number, model) in found else "" for number in numbers]
+        lines.append(f"| `{model}` | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def missing() -> list[Path]:
+    """Files that the table names and the published record lacks."""
+    named = {places.record(DEFAULT) / name for names in SHOWN.values() for name in names}
+    return sorted(Path(show(path)) for path in named if not path.is_file())
