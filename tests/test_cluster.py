@@ -44,7 +44,7 @@ def project(tmp_path):
     (model / "config.json").write_text("{}")
     save_file({"w": np.arange(6.0)}, model / "model.safetensors")
     (tmp_path / "notebooks").mkdir()
-    for own, other, metric in (("01_a", "02_b", "strip_effect"), ("02_b", "01_a", "order_peak")):
+    for own, other, metric in (("01_a", "02_b", "strip_code"), ("02_b", "01_a", "order_beyond_words")):
         cells = [
             nbformat.v4.new_code_cell('model = "reference"', metadata={"tags": ["parameters"]}, id="a"),
             nbformat.v4.new_code_cell(TOGETHER.format(own=own, other=other, metric=metric), id="b"),

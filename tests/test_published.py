@@ -31,7 +31,7 @@ for n in range(1, 11):
 """
 
 
-def row(metric="strip_effect", value=0.9, notebook="01_first", **where):
+def row(metric="strip_code", value=0.9, notebook="01_first", **where):
     return ledger.row(metric, Estimate(value, value - 0.1, value + 0.1, 50), notebook, "cell", **where)
 
 
@@ -52,7 +52,7 @@ def claim(model, *rows, notebook="01_first"):
 
 def test_few_units_give_no_verdict():
     assert row(value=0.9)["verdict"] == "reproduced"
-    assert ledger.row("strip_effect", Estimate(0.9, 0.9, 0.9, 1), "01_first", "cell")["verdict"] == "inconclusive"
+    assert ledger.row("strip_code", Estimate(0.9, 0.9, 0.9, 1), "01_first", "cell")["verdict"] == "inconclusive"
 
 
 def test_models_beside_the_own_one_count_where_a_notebook_loads_them(house, tmp_path):
@@ -86,11 +86,11 @@ def test_seeds_that_are_not_those_shipped(house, tmp_path):
 
 
 def test_summary_has_a_column_per_model(house):
-    claim("joint", row(value=0.3, setting="squares"), row("order_lost", setting="shapes"))
+    claim("joint", row(value=0.3, setting="squares"), row("order_lost_named", setting="shapes"))
     table = record.write_summary()
     assert list(table) == ["claim", "metric", "where", "reference", "joint"]
     assert table.loc[0].tolist() == [
-        "C4", "strip_effect", "squares", "0.90 [0.80, 1.00] reproduced", "0.30 [0.20, 0.40] not reproduced"
+        "C4", "strip_code", "squares", "0.90 [0.80, 1.00] reproduced", "0.30 [0.20, 0.40] not reproduced"
     ]  # fmt: skip
     assert table.loc[1, "reference"] == "" and table.loc[1, "joint"].startswith("0.90")
     assert record.summary_path().read_text().count("\n") == 3
@@ -98,7 +98,7 @@ def test_summary_has_a_column_per_model(house):
 
 def test_notebooks_that_run_together_share_a_ledger(tmp_path, monkeypatch):
     """Each commit writes the ledger of the model anew, from all its manifests."""
-    jobs = {"02_a": "strip_effect", "03_b": "order_peak", "04_c": "strip_score"}
+    jobs = {"02_a": "strip_code", "03_b": "order_beyond_words", "04_c": "strips_beyond_bare"}
     settings = {**os.environ, "PYTHONPATH": os.pathsep.join([str(places.ROOT), str(places.ROOT / "tests")])}
     calls = [[sys.executable, "-c", RECORD, *job, str(tmp_path)] for job in jobs.items()]
     started = [subprocess.Popen(call, cwd=places.ROOT, env=settings) for call in calls]

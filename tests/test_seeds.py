@@ -23,7 +23,7 @@ def house(tmp_path, monkeypatch):
 
 
 def write(root, model, value):
-    row = ledger.row("strip_effect", Estimate(value, value - 0.05, value + 0.05, 9), "02_x", "cell", setting="squares")
+    row = ledger.row("strip_code", Estimate(value, value - 0.05, value + 0.05, 9), "02_x", "cell", setting="squares")
     file_run(root, model, "02_x", lambda folder: ledger.record(model, [row], "02_x", seed=0))
 
 

@@ -34,7 +34,7 @@ def links_of(page) -> list[str]:
 
 
 def claim(model: str, value: float) -> None:
-    row = ledger.row("strip_effect", Estimate(value, value - 0.1, value + 0.1, 9), "02_x", "cell")
+    row = ledger.row("strip_code", Estimate(value, value - 0.1, value + 0.1, 9), "02_x", "cell")
     file_run(places.record(), model, "02_x", lambda folder: ledger.record(model, [row], "02_x", 0))
 
 

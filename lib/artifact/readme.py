@@ -8,10 +8,9 @@ from collections import Counter
 import pandas as pd
 
 from lib import places
-from lib.artifact import ledger, record, reviewer, seeds
-from lib.artifact.figures import AXES
+from lib.artifact import findings, ledger, record, reviewer, seeds
 from lib.engine.checkpoints import shipped
-from lib.engine.embedded import COMPARED, DEFAULT, rank
+from lib.engine.embedded import COMPARED, rank
 from lib.errors import UserError, cli
 from lib.files import file_digest, write_bytes
 from lib.places import DATA, MODELS, ROOT, show
@@ -111,24 +110,12 @@ def said(found: list[str]) -> str:
     return ", ".join(f"{verdict} {count}" for verdict, count in counts.most_common())
 
 
-def sources() -> str:
-    """Where the order comes from, model by model: the four rivals at slot 0, and accuracy after the ablation."""
-    rivals, after = (record.table(DEFAULT, f"figures/{name}.csv") for name in ("02-models", "02-ablation"))
-    rivals = rivals[rivals["rival"].isin(["O", "S", "B", "P"])]
-    lines = ["| model | axis | O | S | B | P | correct after the ablation |",
-             "|---|---|---|---|---|---|---|"]  # fmt: skip
-    for (model, orientation), cell in rivals.groupby(["model", "orientation"], sort=False):
-        values = [f"**{value:.2f}**" if value > 0.5 else f"{abs(value):.2f}" for value in cell["value"]]
-        kept = after[(after["model"] == model) & (after["orientation"] == orientation)]["accuracy"]
-        left = f"{kept.iloc[0]:.2f}" if len(kept) else ""
-        lines.append(f"| `{model}` | {AXES[orientation]} | {' | '.join(values)} | {left} |")
-    return "\n".join(lines) + "\n"
-
-
 PARTS = {
     (DATA / "README.md", "checksums"): checksums,
-    (ROOT / "README.md", "sources"): sources,
-    (ROOT / "README.md", "verdicts"): verdicts,
+    (ROOT / "README.md", "findings"): findings.findings,
+    (ROOT / "README.md", "sources"): findings.sources,
+    (ROOT / "README.md", "claims"): findings.claims,
+    (DOCS / "RESULTS.md", "verdicts"): verdicts,
     (DOCS / "RESULTS.md", "claims"): claims,
     (DOCS / "RESULTS.md", "seeds"): over_seeds,
     (DOCS / "MODELS.md", "battery"): accuracies,

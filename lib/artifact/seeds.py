@@ -1,7 +1,7 @@
 """Training seeds side by side.
 
-`python -m lib.artifact.seeds` runs the notebooks on every shipped training seed of a recipe and
-collects their claims in outputs/seeds/: seeds.csv, seeds.png, seeds.pdf.
+`python -m lib.artifact.seeds` runs notebook 02, which asks where order comes from, on every shipped training seed of a
+recipe and collects its claims in outputs/seeds/: seeds.csv, seeds.png, seeds.pdf.
 
 A claim holds for a recipe only where its seeds agree. Seed 0 of each recipe is the model that `make run` is about: its
 ledger is the published one. The other seeds' runs go to seeds/, a folder of their own, which is not published.
@@ -20,11 +20,12 @@ from lib import files, places
 from lib.artifact import figures, ledger, manifests, record, storage
 from lib.artifact.manifests import Run
 from lib.engine.checkpoints import seeds
-from lib.engine.embedded import COMPARED, PLAN
+from lib.engine.embedded import COMPARED
 from lib.errors import UserError, cli
 from lib.places import show
 
 WORK = places.ROOT / "seeds"
+NOTEBOOK = "02"  # of which the claims are collected
 COLUMNS = ["recipe", "seed", "claim", "metric", "where", "value", "low", "high", "n", "verdict"]
 
 
@@ -39,17 +40,14 @@ def run() -> Run:
 
 
 def run_others(work: Path, fresh: bool) -> int:
-    """The notebooks of the plan on every seed but the published one, each recipe by a call of the runner; its exit
-    code."""
+    """The notebook on every seed but the published one, each recipe by a call of the runner; its exit code."""
     codes = [0]
     for recipe in recipes():
-        chosen = PLAN[recipe]
         names = [name for number, name in seeds(recipe).items() if number]
-        if names:
-            work.mkdir(parents=True, exist_ok=True)
-            words = ["--model", ",".join(names), "--outputs", str(work), *(["--fresh"] if fresh else [])]
-            words += ["--notebooks", ",".join(chosen)] if chosen else []
-            codes.append(subprocess.run([sys.executable, "-m", "lib.run", *words], cwd=places.ROOT).returncode)
+        work.mkdir(parents=True, exist_ok=True)
+        words = ["--model", ",".join(names), "--notebooks", NOTEBOOK, "--outputs", str(work)]
+        words += ["--fresh"] if fresh else []
+        codes.append(subprocess.run([sys.executable, "-m", "lib.run", *words], cwd=places.ROOT).returncode)
     return exit_code(codes)
 
 
@@ -60,12 +58,12 @@ def exit_code(codes: list[int]) -> int:
 
 
 def collected(work: Path) -> pd.DataFrame:
-    """The ledgers of all seeds, a row per recipe, seed, metric and place; a UserError where one is missing."""
+    """What the notebook says of all seeds, a row per recipe, seed, metric and place; a UserError where one lacks it."""
     rows = []
     for recipe in recipes():
         for number, name in seeds(recipe).items():
             root = work if number else places.record()
-            own = record.rows(name, root)
+            own = [row for row in record.rows(name, root) if row["notebook"].startswith(NOTEBOOK)]
             if not own:
                 again = "make seeds" if number else "make run"
                 raise UserError(f"{show(root / name)} has no ledger: `{again}` makes it")
