@@ -85,8 +85,15 @@ def findings() -> str:
         f"- **Where order is kept depends on the encoder's position scheme, and can differ by axis within one model.** Encoders with learned positions write the scene into the background on both axes. Encoders with rotary positions keep left-right on the objects (O {two_digits(objects)} or more). "
         f"Above-below is made from token places where everything was trained at once (P {two_digits(places)} or more). Where the encoder was trained first, no source alone turns most answers ({shared}), and above-below survives the ablation ({kept} correct): a dual mechanism, on one axis."
     )
-    parts.append(positions())
+    parts += [positions(), strips_unused()]
     return "\n".join(parts) + "\n"
+
+
+def strips_unused(model: str = "qwen_style") -> str:
+    """A model in which strips are visible and not used."""
+    seen = [row["value"] for row in record.rows(model) if row["metric"] == "strips_beyond_bare"]
+    used = [abs(row["value"]) for row in record.rows(model) if row["metric"] == "strip_code"]
+    return f"- **Strips that a probe sees need not be used.** In `{model}` a probe trained on objects sees strips over the background (C3: score {two_digits(min(seen))} to {two_digits(max(seen))} above an empty canvas), and exchanging them changes nothing (C4: at most {two_digits(max(used))})."
 
 
 def positions() -> str:
