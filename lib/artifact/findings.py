@@ -1,5 +1,6 @@
 """The sentences and tables of the README that hold numbers, made from the published record; `readme` puts them there."""
 
+import json
 from collections import Counter
 
 import pandas as pd
@@ -11,6 +12,7 @@ from lib.artifact.record import two_digits
 from lib.artifact.site.matrix import LETTERS
 from lib.engine.checkpoints import seeds
 from lib.engine.embedded import COMPARED, DEFAULT
+from lib.places import MODELS
 
 # The claims as the README says them: metric -> claim in plain words, and the rival that the metric excludes.
 CLAIMS = {
@@ -58,35 +60,63 @@ def after_ablation() -> pd.DataFrame:
 
 def findings() -> str:
     """What was found, a sentence per result, numbers from the tables."""
-    edit, table, left = effects(), rivals(), after_ablation()
-    trainings = [name for name in seeds(DEFAULT).values()]
-    scene = table.loc[trainings, "B"]
-    strips = table.drop("strip_code", errors="ignore")["S"].abs().max()
-    parts = [
-        f"- **The paper's observation is reproduced, its explanation is not.** In `{DEFAULT}`, made in stages as published models are, interchanging strips moves the answer {both(edit[2])} of the way to the mirror picture's (left-right and above-below), objects alone {both(edit[1])}. "
-        f"Yet exchanging the strips' background *within* the picture, which a code of place on the background must follow, moves it {both(edit[9].abs())}, and all background from the mirror picture, in place, {both(edit[5])}: the background holds *who stands where*, at no particular place. "
-        f"{len(trainings)} trainings agree (scene code {two_digits(scene.min())} to {two_digits(scene.max())}).",
-    ]
-    if "strip_code" in table.index.get_level_values(0):
-        own, kept = table.loc["strip_code"], left.loc["strip_code", "accuracy"]
-        parts.append(
-            f"- **The edit finds a strip code where there is one.** In `strip_code`, built to be the paper's picture, it moves the answer {both(own['S'])} of the way, every other source at most {two_digits(own[['O', 'B', 'P']].abs().max().max())}; in all other models at most {two_digits(strips)}. "
-            f"And that model still answers {both(kept)} correctly after the paper's ordering ablation, because the empty canvas carries the code, too: a model that loses order there does not have it from strips alone."
-        )
-    rotary, staged = ("qwen_style", "pixtral_style", "qwen_joint", "pixtral_joint"), ("qwen_style", "pixtral_style")
-    objects = min(table.loc[(name, "horizontal"), "O"] for name in rotary)
-    places = min(table.loc[(name, "vertical"), "P"] for name in rotary if name not in staged)
-    shared = "; ".join(
-        f"`{name}`: O {two_digits(table.loc[(name, 'vertical'), 'O'])}, P {two_digits(table.loc[(name, 'vertical'), 'P'])}"
-        for name in staged
+    return "\n".join([paper(), seed_by_seed(), positive_control(), by_axis(), positions(), strips_unused()]) + "\n"
+
+
+def paper() -> str:
+    """The paper's observation and the edits that tell its explanation from its rivals."""
+    edit = effects()
+    return (
+        f"- **The paper's observation comes out, its explanation does not.** In `{DEFAULT}`, made in stages as published models are, interchanging strips moves the answer {both(edit[2])} of the way to the mirror picture's (left-right and above-below), objects alone {both(edit[1])}. "
+        f"Yet exchanging the strips' background *within* the picture, which a code of place on the background must follow, moves it {both(edit[9].abs())}; all background from the mirror picture, in place, {both(edit[5])}: the background holds *who stands where*, at no particular place."
     )
-    kept = " and ".join(two_digits(left.loc[(name, "vertical"), "accuracy"]) for name in staged)
-    parts.append(
-        f"- **Where order is kept depends on the encoder's position scheme, and can differ by axis within one model.** Encoders with learned positions write the scene into the background on both axes. Encoders with rotary positions keep left-right on the objects (O {two_digits(objects)} or more). "
-        f"Above-below is made from token places where everything was trained at once (P {two_digits(places)} or more). Where the encoder was trained first, no source alone turns most answers ({shared}), and above-below survives the ablation ({kept} correct): a dual mechanism, on one axis."
+
+
+def seed_by_seed() -> str:
+    """Where the trainings of one recipe keep order, beside what can be read from an object's own tokens."""
+    table, names = rivals(), list(seeds(DEFAULT).values())
+    scene = [name for name in names if table.loc[name, "B"].min() > 0.5]
+    objects = [name for name in names if table.loc[name, "O"].min() > 0.5]
+    kept = {name: place_readable(name) for name in (*names, "qwen_style", "pixtral_style")}
+    low, high = ([kept[name] for name in kept if (name in scene) == where] for where in (True, False))
+    return (
+        f"- **The same recipe can keep order in different places.** Of {len(names)} trainings of `{DEFAULT}`, equal but for the random start and the order of lessons, {len(scene)} keep it in the background (B {span(table.loc[scene, 'B'])}) and {len(objects)} on the objects (O {span(table.loc[objects, 'O'])}, B at most {two_digits(table.loc[objects, 'B'].abs().max())}): one training says nothing about a recipe. "
+        f"After the fact, this goes with how well row and column can be read from an object's own tokens once its encoder is trained: R2 {two_digits(min(low))} to {two_digits(max(low))} where the background decides, {two_digits(min(high))} or more in `{objects[0]}`, `qwen_style` and `pixtral_style`. Five models cannot show that it is the cause."
     )
-    parts += [positions(), strips_unused()]
-    return "\n".join(parts) + "\n"
+
+
+def span(values: pd.DataFrame | pd.Series) -> str:
+    return f"{two_digits(values.min())} to {two_digits(values.max())}"
+
+
+def place_readable(name: str) -> float:
+    """The lower R2 of row and column of an object, read from its tokens at the end of the encoder's training."""
+    entries = [json.loads(line) for line in (MODELS / name / "training.jsonl").read_text("utf-8").splitlines()]
+    last = [entry for entry in entries if entry["stage"] == "encoder" and "row" in entry][-1]
+    return min(last["row"], last["column"])
+
+
+def positive_control() -> str:
+    """The planted strip code."""
+    table, left = rivals(), after_ablation()
+    own, kept = table.loc["strip_code"], left.loc["strip_code", "accuracy"]
+    return (
+        f"- **The edit finds a strip code where there is one.** In `strip_code`, built to be the paper's picture, it moves the answer {both(own['S'])} of the way, every other source at most {two_digits(own[['O', 'B', 'P']].abs().max().max())}; in all other models at most {two_digits(table.drop('strip_code')['S'].abs().max())}. "
+        f"And that model still answers {both(kept)} correctly after the paper's ordering ablation, because the empty canvas carries the code, too: a model that loses order there does not have it from strips alone."
+    )
+
+
+def by_axis() -> str:
+    """Models in which the two axes rest on different sources."""
+    table, left = rivals(), after_ablation()
+    together, apart = ("qwen_joint", "pixtral_joint"), ("qwen_style", "pixtral_style", "reference-seed2")
+    places = min(table.loc[(name, "vertical"), "P"] for name in together)
+    objects = min(table.loc[(name, "horizontal"), "O"] for name in (*together, *apart))
+    above = "; ".join(
+        f"`{name}` O {two_digits(table.loc[(name, 'vertical'), 'O'])}, P {two_digits(table.loc[(name, 'vertical'), 'P'])}, {two_digits(left.loc[(name, 'vertical'), 'accuracy'])} correct after the ablation"
+        for name in apart
+    )
+    return f"- **It can differ by axis within one model.** Five models keep left-right on the objects (O {two_digits(objects)} or more). Above-below two of them, trained at once, make from token places (P {two_digits(places)} or more); in the three with a frozen encoder both sources take part ({above}): a dual mechanism, on one axis."
 
 
 def strips_unused(model: str = "qwen_style") -> str:
