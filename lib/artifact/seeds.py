@@ -85,7 +85,7 @@ def draw(table: pd.DataFrame):
     """Every metric in a panel: each seed's value with its interval; the rule's threshold as a line."""
     figures.use_style()
     metrics = [(metric, measure) for metric, measure in ledger.by_claim() if metric in set(table["metric"])]
-    figure, axes = figures.panels(-(-len(metrics) // 3), 3, height=1.75, squeeze=False)
+    figure, axes = figures.panels(-(-len(metrics) // 3), 3, height=2.6, squeeze=False)
     for ax, (metric, measure) in zip(axes.flat, metrics, strict=False):
         part = table[table["metric"] == metric]
         names = list(dict.fromkeys(part["where"]))
@@ -103,7 +103,7 @@ def draw(table: pd.DataFrame):
             ax.errorbar(x, rows["value"], [bar.clip(lower=0) for bar in bars], **style)
         figures.level(ax, measure.threshold, "")
         ax.set(title=f"{measure.claim}: {metric.replace('_', ' ')}", xlim=(-0.5, len(names) - 0.5))
-        ax.set_xticks(range(len(names)), [name.replace(", ", "\n") for name in names])
+        ax.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
     for ax in axes.flat[len(metrics) :]:
         ax.remove()
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=table["recipe"].nunique())
