@@ -94,7 +94,7 @@ def test_a_layer_gets_the_arguments_of_another(use, monkeypatch):
 
 def test_patches_in_the_wrong_order(use, monkeypatch):
     vlm = tiny("qwen2.5-vl")
-    vlm.encoder.family = replace(vlm.encoder.family, order="blocks")  # windows forgotten
+    vlm.encoder.family = replace(vlm.encoder.family, patch_order="blocks")  # windows forgotten
     use(vlm)
     monkeypatch.setattr(contracts, "tiny", lambda name: vlm)
     with caught():

@@ -10,7 +10,7 @@ import nbformat
 import pytest
 
 from lib import places
-from lib.artifact import ledger, notebooks, verification
+from lib.artifact import notebooks, record, verification
 
 SOURCES = sorted(places.NOTEBOOKS.glob("[0-9]*.ipynb"))
 PUBLISHED = sorted(places.PUBLISHED.glob("*/notebooks/[0-9]*.ipynb"))
@@ -63,7 +63,7 @@ def test_opening_says_the_verdicts_that_the_page_ends_with(path, published):
     )
     assert said
     for claim, verdict in said:
-        found = {row["verdict"] for row in ledger.load("reference") if row["claim"] == claim}
+        found = {row["verdict"] for row in record.rows("reference") if row["claim"] == claim}
         assert found == {verdict}, claim
 
 
