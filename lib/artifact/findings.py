@@ -68,7 +68,7 @@ def paper() -> str:
     edit = effects()
     return (
         f"- **The paper's observation comes out, its explanation does not.** In `{DEFAULT}`, made in stages as published models are, interchanging strips moves the answer {both(edit[2])} of the way to the mirror picture's (left-right and above-below), objects alone {both(edit[1])}. "
-        f"Yet exchanging the strips' background *within* the picture, which a code of place on the background must follow, moves it {both(edit[9].abs())}; all background from the mirror picture, in place, {both(edit[5])}: the background holds *who stands where*, at no particular place."
+        f"Yet exchanging the strips' background *within* the picture, which a code of place on the background must follow, moves it {both(edit[9].abs())}; all background from the mirror picture, in place, {both(edit[5])}: the background says *who stands where*. This excludes a code of place alone on each strip, not one that is bound to the object on it. It says who wins when the two disagree: with the background emptied, the objects alone still suffice (notebook 02, ladder)."
     )
 
 
@@ -102,7 +102,7 @@ def positive_control() -> str:
     own, kept = table.loc["strip_code"], left.loc["strip_code", "accuracy"]
     return (
         f"- **The edit finds a strip code where there is one.** In `strip_code`, built to be the paper's picture, it moves the answer {both(own['S'])} of the way, every other source at most {two_digits(own[['O', 'B', 'P']].abs().max().max())}; in all other models at most {two_digits(table.drop('strip_code')['S'].abs().max())}. "
-        f"And that model still answers {both(kept)} correctly after the paper's ordering ablation, because the empty canvas carries the code, too: a model that loses order there does not have it from strips alone."
+        f"And that model still answers {both(kept)} correctly after the paper's ordering ablation, because the empty canvas carries the code, too: a model that loses order there does not have it from a strip code of this kind alone."
     )
 
 
@@ -116,7 +116,7 @@ def by_axis() -> str:
         f"`{name}` O {two_digits(table.loc[(name, 'vertical'), 'O'])}, P {two_digits(table.loc[(name, 'vertical'), 'P'])}, {two_digits(left.loc[(name, 'vertical'), 'accuracy'])} correct after the ablation"
         for name in apart
     )
-    return f"- **It can differ by axis within one model.** Five models keep left-right on the objects (O {two_digits(objects)} or more). Above-below two of them, trained at once, make from token places (P {two_digits(places)} or more); in the three with a frozen encoder both sources take part ({above}): a dual mechanism, on one axis."
+    return f"- **It can differ by axis within one model.** Five models keep left-right on the objects (O {two_digits(objects)} or more). Above-below two of them, trained at once, make from token places (P {two_digits(places)} or more); in the three with a frozen encoder the objects win where the two disagree, and something else still answers when they are silenced ({above}): a backup, clearest on one axis."
 
 
 def strips_unused(model: str = "qwen_style") -> str:
