@@ -110,14 +110,14 @@ def run_all(jobs: list[tuple[Model, Notebook]], values: dict[str, dict], fresh: 
             say(f"done in {manifest['seconds']} s")
             clock.ran(run, manifest["seconds"])
         except Exception as error:  # whatever a notebook or its kernel can throw
-            codes.add(told_failure(run, error))
+            codes.add(report_failure(run, error))
     record.write_summary()
     say(f"total {time.monotonic() - started:.0f} s; results are in {show(places.record())}")
     codes.add(compared(jobs))
     return 1 if 1 in codes else max(codes)
 
 
-def told_failure(run: Run, error: Exception) -> int:
+def report_failure(run: Run, error: Exception) -> int:
     """Say why a notebook failed; the exit code that it means."""
     say("failed")
     look = f" (how far it got: {show(run.failed)})" if run.failed.is_file() else ""
@@ -288,8 +288,8 @@ def parse(argv) -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="show models, notebooks and their parameters")
     parser.add_argument("--summary", action="store_true", help="only write summary.csv anew and show it")
     parser.add_argument("--publish", action="store_true", help="make runs/ the published record: outputs/, notebooks/")
-    told = "tell what of the published record is damaged or not of this code, and what repairs it"
-    parser.add_argument("--verify", action="store_true", help=told)
+    about_verify = "tell what of the published record is damaged or not of this code, and what repairs it"
+    parser.add_argument("--verify", action="store_true", help=about_verify)
     return parser.parse_args(argv)
 
 

@@ -48,20 +48,20 @@ def _manifests(model: str, notebook: str) -> list[dict]:
     return [manifests.read(Run(root, model, notebook)) for root in (places.record(), places.PUBLISHED)]
 
 
-def _ledgers(model: str, own: list[dict], theirs: list[dict]) -> pd.DataFrame:
-    ours, published = ({(row["metric"], ledger.where(row)): row for row in rows} for rows in (own, theirs))
+def _ledgers(model: str, our_rows: list[dict], published_rows: list[dict]) -> pd.DataFrame:
+    ours, published = ({(row["metric"], ledger.where(row)): row for row in rows} for rows in (our_rows, published_rows))
     found = []
     for key in dict.fromkeys([*ours, *published]):
-        mine, theirs = ours.get(key), published.get(key)
+        our_row, published_row = ours.get(key), published.get(key)
         what = ", ".join(part for part in key if part)
-        if mine is None or theirs is None:
-            found.append((model, "ledger.json", what, bool(mine), bool(theirs), np.inf))
+        if our_row is None or published_row is None:
+            found.append((model, "ledger.json", what, bool(our_row), bool(published_row), np.inf))
             continue
         for field in ("value", "low", "high"):
-            apart = _apart(mine[field], theirs[field])
-            found.append((model, "ledger.json", f"{what}: {field}", mine[field], theirs[field], apart))
-        same = 0.0 if mine["verdict"] == theirs["verdict"] else np.inf
-        found.append((model, "ledger.json", f"{what}: verdict", mine["verdict"], theirs["verdict"], same))
+            apart = _apart(our_row[field], published_row[field])
+            found.append((model, "ledger.json", f"{what}: {field}", our_row[field], published_row[field], apart))
+        same = 0.0 if our_row["verdict"] == published_row["verdict"] else np.inf
+        found.append((model, "ledger.json", f"{what}: verdict", our_row["verdict"], published_row["verdict"], same))
     return pd.DataFrame(found, columns=COLUMNS)
 
 
@@ -76,14 +76,18 @@ def _tables(model: str, name: str) -> pd.DataFrame:
         return pd.DataFrame([(model, name, "shape", str(ours.shape), str(published.shape), np.inf)], columns=COLUMNS)
     found = []
     for column in ours:
-        mine, theirs = ours[column], published[column]
-        if pd.api.types.is_numeric_dtype(mine) and pd.api.types.is_numeric_dtype(theirs):
-            apart = np.array([_apart(a, b) for a, b in zip(mine, theirs, strict=True)])
+        our_column, published_column = ours[column], published[column]
+        if pd.api.types.is_numeric_dtype(our_column) and pd.api.types.is_numeric_dtype(published_column):
+            apart = np.array([_apart(a, b) for a, b in zip(our_column, published_column, strict=True)])
         else:
-            apart = np.where((mine == theirs) | (mine.isna() & theirs.isna()), 0.0, np.inf)
+            apart = np.where(
+                (our_column == published_column) | (our_column.isna() & published_column.isna()), 0.0, np.inf
+            )
         worst = int(apart.argmax()) if len(apart) else None
         if worst is not None:
-            found.append((model, name, f"{column}, row {worst}", mine[worst], theirs[worst], float(apart[worst])))
+            found.append(
+                (model, name, f"{column}, row {worst}", our_column[worst], published_column[worst], float(apart[worst]))
+            )
     return pd.DataFrame(found, columns=COLUMNS)
 
 

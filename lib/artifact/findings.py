@@ -6,12 +6,12 @@ from collections import Counter
 import pandas as pd
 
 from lib.analysis.fingerprint import RIVALS
-from lib.artifact import record
+from lib.artifact import markdown, record
 from lib.artifact.figures import AXES
 from lib.artifact.record import two_digits
 from lib.artifact.site.matrix import LETTERS
 from lib.engine.checkpoints import seeds
-from lib.engine.embedded import COMPARED, DEFAULT
+from lib.engine.embedded import DEFAULT
 from lib.places import MODELS
 
 # The claims as the README says them: metric -> claim in plain words, and the rival that the metric excludes.
@@ -60,7 +60,9 @@ def after_ablation() -> pd.DataFrame:
 
 def findings() -> str:
     """What was found, a sentence per result, numbers from the tables."""
-    return "\n".join([paper(), seed_by_seed(), positive_control(), by_axis(), positions(), strips_unused()]) + "\n"
+    table, left = rivals(), after_ablation()
+    parts = [paper(), seed_by_seed(table), positive_control(table, left), by_axis(table, left)]
+    return "\n".join([*parts, positions(), strips_unused()]) + "\n"
 
 
 def paper() -> str:
@@ -72,9 +74,10 @@ def paper() -> str:
     )
 
 
-def seed_by_seed() -> str:
-    """Where the trainings of one recipe keep order, beside what can be read from an object's own tokens."""
-    table, names = rivals(), list(seeds(DEFAULT).values())
+def seed_by_seed(table: pd.DataFrame) -> str:
+    """Where the trainings of one recipe keep order, beside what can be read from an object's own tokens; table:
+    `rivals`."""
+    names = list(seeds(DEFAULT).values())
     scene = [name for name in names if table.loc[name, "B"].min() > 0.5]
     objects = [name for name in names if table.loc[name, "O"].min() > 0.5]
     kept = {name: place_readable(name) for name in (*names, "qwen_style", "pixtral_style")}
@@ -96,9 +99,8 @@ def place_readable(name: str) -> float:
     return min(last["row"], last["column"])
 
 
-def positive_control() -> str:
-    """The planted strip code."""
-    table, left = rivals(), after_ablation()
+def positive_control(table: pd.DataFrame, left: pd.DataFrame) -> str:
+    """The planted strip code; table: `rivals`, left: `after_ablation`."""
     own, kept = table.loc["strip_code"], left.loc["strip_code", "accuracy"]
     return (
         f"- **The edit finds a strip code where there is one.** In `strip_code`, built to be the paper's picture, it moves the answer {both(own['S'])} of the way, every other source at most {two_digits(own[['O', 'B', 'P']].abs().max().max())}; in all other models at most {two_digits(table.drop('strip_code')['S'].abs().max())}. "
@@ -106,9 +108,8 @@ def positive_control() -> str:
     )
 
 
-def by_axis() -> str:
-    """Models in which the two axes rest on different sources."""
-    table, left = rivals(), after_ablation()
+def by_axis(table: pd.DataFrame, left: pd.DataFrame) -> str:
+    """Models in which the two axes rest on different sources; table: `rivals`, left: `after_ablation`."""
     together, apart = ("qwen_joint", "pixtral_joint"), ("qwen_style", "pixtral_style", "reference-seed2")
     places = min(table.loc[(name, "vertical"), "P"] for name in together)
     objects = min(table.loc[(name, "horizontal"), "O"] for name in (*together, *apart))
@@ -145,8 +146,7 @@ def positions() -> str:
 def sources() -> str:
     """Where the order comes from, a line per model: the sources with an effect of .05 or more on each axis, and
     accuracy after the ablation."""
-    table, left = rivals(), after_ablation()
-    lines = ["| model | left-right | above-below | correct after the ablation |", "|---|---|---|---|"]
+    table, left, lines = rivals(), after_ablation(), []
     for model in dict.fromkeys(table.index.get_level_values(0)):
         cells = []
         for axis in AXES:
@@ -154,30 +154,27 @@ def sources() -> str:
             shown = [f"{rival} {two_digits(value)}" for rival, value in own.items() if value >= 0.05]
             cells.append(", ".join(f"**{x}**" if own[x[0]] > 0.5 else x for x in shown) or "none")
         kept = [two_digits(left.loc[(model, axis), "accuracy"]) if (model, axis) in left.index else "" for axis in AXES]
-        lines.append(f"| `{model}` | {' | '.join(cells)} | {', '.join(kept)} |")
-    return "\n".join(lines) + "\n"
+        lines.append((f"`{model}`", *cells, ", ".join(kept)))
+    return markdown.table(["model", "left-right", "above-below", "correct after the ablation"], lines)
 
 
 def claims() -> str:
-    """The claims in plain words with their rivals, and a letter per model and verdict."""
-    rows = {name: record.rows(name) for name in COMPARED if name in record.models()}
-    rows = {
-        name: own for name, own in rows.items() if any(row["claim"] != "C4" and row["claim"] != "C5" for row in own)
-    }
-    lines = [
-        f"| claim | rival it excludes | {' | '.join(f'`{name}`' for name in rows)} |",
-        "|---|---|" + "---|" * len(rows),
-    ]
+    """The claims in plain words with their rivals, and a letter per verdict for the models that ran more than notebook
+    02, which measures C4 and C5."""
+    rows = {name: own for name, own in record.compared().items() if {row["claim"] for row in own} - {"C4", "C5"}}
+    lines = []
     for metric, (sentence, rival) in CLAIMS.items():
-        cells = [letters([row["verdict"] for row in own if row["metric"] == metric]) for own in rows.values()]
+        cells = [said(own, metric, LETTERS) for own in rows.values()]
         if any(cells):
-            lines.append(f"| {sentence} | {rival} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+            lines.append((sentence, rival, *cells))
+    return markdown.table(["claim", "rival it excludes", *markdown.code(rows)], lines)
 
 
-def letters(found: list[str]) -> str:
-    """Verdicts of several rows as letters, with counts where they differ."""
-    counts = Counter(found)
-    if len(counts) == 1:
-        return LETTERS[found[0]]
-    return ", ".join(f"{LETTERS[verdict]} {count}" for verdict, count in counts.most_common())
+def said(rows: list[dict], metric: str, words: dict[str, str] | None = None) -> str:
+    """The verdicts on a metric in short, with counts where they differ; empty where nobody measured it.
+
+    words: what stands for each verdict, default itself.
+    """
+    counts = Counter(row["verdict"] for row in rows if row["metric"] == metric)
+    shown = [((words or {}).get(verdict, verdict), count) for verdict, count in counts.most_common()]
+    return shown[0][0] if len(shown) == 1 else ", ".join(f"{word} {count}" for word, count in shown)

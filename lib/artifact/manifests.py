@@ -106,14 +106,15 @@ def seal_of(manifest: dict) -> str:
 
 def damaged(run: Run, manifest: dict) -> dict[Path, str]:
     """The results of a run that are missing or not what the manifest says, and why."""
-    found = {}
-    for file, facts in manifest["results"].items():
-        path = run.folder / file
-        if not path.is_file():
-            found[path] = "it is missing"
-        elif files.file_digest(path) != facts["sha256"]:
-            found[path] = "it is not what the run wrote"
-    return found
+    found = {run.folder / file: damage(run.folder / file, facts) for file, facts in manifest["results"].items()}
+    return {path: why for path, why in found.items() if why}
+
+
+def damage(path: Path, facts: dict) -> str:
+    """Why a result is not what the manifest says of it; empty where it is."""
+    if not path.is_file():
+        return "it is missing"
+    return "" if files.file_digest(path) == facts["sha256"] else "it is not what the run wrote"
 
 
 def checked(root: Path, model: str, file: str) -> Path:
@@ -121,8 +122,8 @@ def checked(root: Path, model: str, file: str) -> Path:
     for run, manifest in readable(root, model).items():
         if file in manifest["results"]:
             path = run.folder / file
-            if path in (damage := damaged(run, manifest)):
-                raise UserError(f"{show(path)}: {damage[path]}; `python -m lib.run --verify` says what repairs it")
+            if why := damage(path, manifest["results"][file]):
+                raise UserError(f"{show(path)}: {why}; `python -m lib.run --verify` says what repairs it")
             return path
     raise UserError(f"{show(root / model / file)} is of no run: `make run` makes it")
 
@@ -193,8 +194,8 @@ def commit(run: Run, folder: Path, facts: dict) -> dict:
 
 def place(run: Run, folder: Path, manifest: dict) -> None:
     """Commit a folder that holds the results that the manifest names."""
-    for other, theirs in readable(run.root, run.model).items():
-        shared = sorted(set(theirs["results"]) & set(manifest["results"]))
+    for other, its_manifest in readable(run.root, run.model).items():
+        shared = sorted(set(its_manifest["results"]) & set(manifest["results"]))
         if other != run and shared:
             raise UserError(f"{run.notebook} and {other.notebook} both write {shared[0]}: rename it in one of them")
     files.write_json(manifest | {"seal": seal_of(manifest)}, folder / MANIFEST)

@@ -3,14 +3,12 @@
 Tests compare them with the files. A part stands between the lines <!-- name --> and <!-- end of name -->.
 """
 
-from collections import Counter
-
 import pandas as pd
 
 from lib import places
-from lib.artifact import findings, ledger, record, reviewer, seeds
+from lib.artifact import findings, ledger, markdown, record, reviewer, seeds
 from lib.engine.checkpoints import shipped
-from lib.engine.embedded import COMPARED, rank
+from lib.engine.embedded import rank
 from lib.errors import UserError, cli
 from lib.files import file_digest, write_bytes
 from lib.places import DATA, MODELS, ROOT, show
@@ -23,23 +21,19 @@ def checksums() -> str:
     """One line per file of data/, hidden files and the README itself left out."""
     files = sorted(path.relative_to(DATA).as_posix() for path in DATA.rglob("*") if path.is_file())
     listed = [f for f in files if f != "README.md" and not any(part.startswith(".") for part in f.split("/"))]
-    lines = [f"| {f} | {(DATA / f).stat().st_size} | `{file_digest(DATA / f)}` |" for f in listed]
-    return "\n".join(["| file | bytes | SHA-256 |", "|---|---|---|", *lines]) + "\n"
+    rows = [(f, str((DATA / f).stat().st_size), f"`{file_digest(DATA / f)}`") for f in listed]
+    return markdown.table(["file", "bytes", "SHA-256"], rows)
 
 
 def claims() -> str:
     """The published ledgers in short: one line per metric, the settings of each model side by side."""
-    rows = {name: record.rows(name) for name in COMPARED if name in record.models()}
-    lines = [
-        f"| claim | measured | paper | {' | '.join(f'`{name}`' for name in rows)} |",
-        "|---|---|---|" + "---|" * len(rows),
-    ]
+    rows, lines = record.compared(), []
     for metric, measure in ledger.by_claim():
         cells = [in_short([row for row in own if row["metric"] == metric]) for own in rows.values()]
         if any(cells):
             description = f"{measure.description} (above {measure.threshold:g})"
-            lines.append(f"| {measure.claim} | {description} | {measure.paper} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+            lines.append((measure.claim, description, measure.paper, *cells))
+    return markdown.table(["claim", "measured", "paper", *markdown.code(rows)], lines)
 
 
 def in_short(rows: list[dict]) -> str:
@@ -58,11 +52,10 @@ def over_seeds() -> str:
         return "One training of each recipe is shipped so far, so nothing can be said about recipes.\n"
     table = record.table(record.SEEDS, "seeds.csv")
     said = seeds.agreed(table).set_index(["recipe", "metric", "where"])["verdict"]
-    lines = [f"| claim | metric | {' | '.join(f'`{name}`' for name in seeds.recipes())} |"]
-    lines.append("|---|---|" + "---|" * len(seeds.recipes()))
+    recipes, lines = seeds.recipes(), []
     for metric, measure in ledger.by_claim():
         cells = []
-        for recipe in seeds.recipes():
+        for recipe in recipes:
             own = table[(table["recipe"] == recipe) & (table["metric"] == metric)]
             parts = []
             for where, rows in own.groupby("where", sort=False):
@@ -70,15 +63,14 @@ def over_seeds() -> str:
                 parts.append(f"{where} {values} {said[recipe, metric, where]}")
             cells.append("<br>".join(parts))
         if any(cells):
-            lines.append(f"| {measure.claim} | {metric} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+            lines.append((measure.claim, metric, *cells))
+    return markdown.table(["claim", "metric", *markdown.code(recipes)], lines)
 
 
 def accuracies() -> str:
     """What the cards of the shipped models say in short: the lowest cell of the battery on white, unseen photographs,
     naturalistic scenes, questions without an answer."""
-    lines = ["| model | lowest of 44 cells on white | on photographs | naturalistic, strict | says \"nothing\" |",
-             "|---|---|---|---|---|"]  # fmt: skip
+    lines = []
     for name in sorted(shipped(), key=rank):
         table = pd.read_csv(MODELS / name / "battery.csv")
         lowest = table[table["row"].isin(WHITE)].sort_values("accuracy", kind="stable").iloc[0]
@@ -86,28 +78,19 @@ def accuracies() -> str:
         for row in ("on photographs", "naturalistic, strict", NOTHING):
             found = table[table["row"] == row]["accuracy"]
             cells.append(f"{found.min():.2f} - {found.max():.2f}")
-        lines.append(f"| `{name}` | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        lines.append((f"`{name}`", *cells))
+    head = ["model", "lowest of 44 cells on white", "on photographs", "naturalistic, strict", 'says "nothing"']
+    return markdown.table(head, lines)
 
 
 def verdicts() -> str:
     """A line per current metric, a column per model: the verdict, or how many rows say what."""
-    rows = {name: record.rows(name) for name in COMPARED if name in record.models()}
-    lines = [f"| claim | metric | rival it excludes | {' | '.join(f'`{name}`' for name in rows)} |",
-             "|---|---|---|" + "---|" * len(rows)]  # fmt: skip
+    rows, lines = record.compared(), []
     for metric, measure in ledger.by_claim():
-        cells = [said([row["verdict"] for row in own if row["metric"] == metric]) for own in rows.values()]
+        cells = [findings.said(own, metric) for own in rows.values()]
         if any(cells):
-            lines.append(f"| {measure.claim} | `{metric}` | {measure.excludes} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-def said(found: list[str]) -> str:
-    """Verdicts of several rows in short."""
-    counts = Counter(found)
-    if len(counts) == 1:
-        return found[0]
-    return ", ".join(f"{verdict} {count}" for verdict, count in counts.most_common())
+            lines.append((measure.claim, f"`{metric}`", measure.excludes, *cells))
+    return markdown.table(["claim", "metric", "rival it excludes", *markdown.code(rows)], lines)
 
 
 PARTS = {

@@ -10,7 +10,7 @@ import pandas as pd
 from lib import files, places
 from lib.artifact import ledger, manifests, storage
 from lib.artifact.manifests import Run
-from lib.engine.embedded import rank
+from lib.engine.embedded import COMPARED, rank
 from lib.places import show
 
 SEEDS = "seeds"  # the folder in a record that holds the claims over training seeds; no model
@@ -51,6 +51,12 @@ def figures(model: str) -> list[Path]:
 def rows(model: str, root: Path | None = None) -> list[dict]:
     """The rows of a model's ledger, [] when it has none yet. root: another record than the one at hand."""
     return manifests.ledger_rows(root or places.record(), model)
+
+
+def compared() -> dict[str, list[dict]]:
+    """The ledgers of the models that are put side by side, in their order."""
+    known = models()
+    return {name: rows(name) for name in COMPARED if name in known}
 
 
 def table(model: str, file: str) -> pd.DataFrame:

@@ -6,7 +6,7 @@
 from pathlib import Path
 
 from lib import places
-from lib.artifact import manifests, record
+from lib.artifact import manifests, markdown, record
 from lib.artifact.site.matrix import CLAIMS
 from lib.engine.embedded import DEFAULT
 from lib.places import show
@@ -25,20 +25,20 @@ SHOWN = {  # claim -> figures and tables that show it; the ledger holds the valu
 
 def table() -> str:
     """One line per claim, of the default model's published ledger."""
-    rows = record.rows(DEFAULT)
-    lines = ["| claim | command | minutes | where in the notebook | metrics in `ledger.json` | figure, table |",
-             "|---|---|---|---|---|---|"]  # fmt: skip
+    rows, lines = record.rows(DEFAULT), []
     for claim, sentence in CLAIMS.items():
         own = [row for row in rows if row["claim"] == claim]
         if not own:
             continue
         notebook = own[0]["notebook"]
-        metrics = ", ".join(f"`{metric}`" for metric in dict.fromkeys(row["metric"] for row in own))
-        cells = ", ".join(f"`{cell}`" for cell in dict.fromkeys(row["cell"] for row in own))
-        files = "<br>".join(f"`{name}`" for name in SHOWN[claim])
-        command = f"`make run NOTEBOOKS={notebook[:2]}` | {minutes(notebook, DEFAULT)}"
-        lines.append(f"| **{claim}** {sentence} | {command} | cells {cells} | {metrics} | {files} |")
-    return "\n".join(lines) + "\n"
+        metrics, cells = (
+            ", ".join(markdown.code(dict.fromkeys(row[key] for row in own))) for key in ("metric", "cell")
+        )
+        files = "<br>".join(markdown.code(SHOWN[claim]))
+        command = f"`make run NOTEBOOKS={notebook[:2]}`"
+        lines.append((f"**{claim}** {sentence}", command, minutes(notebook, DEFAULT), f"cells {cells}", metrics, files))
+    head = ["claim", "command", "minutes", "where in the notebook", "metrics in `ledger.json`", "figure, table"]
+    return markdown.table(head, lines)
 
 
 def minutes(notebook: str, model: str) -> str:
@@ -52,11 +52,11 @@ def times() -> str:
     """Minutes of every published run: a line per model, a column per notebook."""
     found = {(run.notebook, run.model) for run in manifests.readable(places.record()) if run.model != record.SEEDS}
     numbers = sorted({notebook for notebook, _ in found})
-    lines = [f"| model | {' | '.join(number[:2] for number in numbers)} |", "|---|" + "---|" * len(numbers)]
-    for model in record.models():
-        cells = [minutes(number, model) if (number, model) in found else "" for number in numbers]
-        lines.append(f"| `{model}` | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    lines = [
+        (f"`{model}`", *(minutes(number, model) if (number, model) in found else "" for number in numbers))
+        for model in record.models()
+    ]
+    return markdown.table(["model", *(number[:2] for number in numbers)], lines)
 
 
 def missing() -> list[Path]:

@@ -19,9 +19,10 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.nn.functional import cross_entropy, scaled_dot_product_attention
+from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from lib.engine.checkpoints import seeded
 from lib.errors import UserError, cli
@@ -99,15 +100,16 @@ def schedule(step: int, steps: int, warm_up: int = 100) -> float:
     return min(1.0, (step + 1) / min(warm_up, steps)) * (1 - step / steps)
 
 
-def attention_in_float32(module, query, key, value, attention_mask, dropout=0.0, scaling=None, is_causal=None, **_):
+def attention_in_float32(module, query, key, value, attention_mask, **options):
     """transformers' "sdpa" with products in float32: on CPUs the backward pass of torch's kernel in bfloat16 takes more
     than twice as long (89 ms against 39 for 32 sequences of 262 tokens, one core), and it was a third of a step."""
-    groups = query.shape[1] // key.shape[1]
-    key, value = (x.repeat_interleave(groups, 1) if groups > 1 else x for x in (key, value))
-    mask = None if attention_mask is None else attention_mask.float()
+    if attention_mask is not None and attention_mask.is_floating_point():
+        attention_mask = attention_mask.float()
     with torch.autocast(query.device.type, enabled=False):
-        out = scaled_dot_product_attention(query.float(), key.float(), value.float(), mask, scale=scaling)
-    return out.transpose(1, 2).to(query.dtype), None
+        out, weights = sdpa_attention_forward(
+            module, query.float(), key.float(), value.float(), attention_mask, **options
+        )
+    return out.to(query.dtype), weights
 
 
 # --- one step --------------------------------------------------------------------------------------------------------
