@@ -62,7 +62,12 @@ def findings() -> str:
     """What was found, a sentence per result, numbers from the tables."""
     table, left = rivals(), after_ablation()
     parts = [paper(), seed_by_seed(table), positive_control(table, left), by_axis(table, left)]
-    return "\n".join([*parts, positions(), strips_unused()]) + "\n"
+    return "\n".join(parts) + "\n"
+
+
+def more() -> str:
+    """What else was found, for docs/RESULTS.md."""
+    return "\n".join([positions(), strips_unused()]) + "\n"
 
 
 def paper() -> str:

@@ -96,8 +96,9 @@ def verdicts() -> str:
 PARTS = {
     (DATA / "README.md", "checksums"): checksums,
     (ROOT / "README.md", "findings"): findings.findings,
-    (ROOT / "README.md", "sources"): findings.sources,
     (ROOT / "README.md", "claims"): findings.claims,
+    (DOCS / "RESULTS.md", "sources"): findings.sources,
+    (DOCS / "RESULTS.md", "more"): findings.more,
     (DOCS / "RESULTS.md", "verdicts"): verdicts,
     (DOCS / "RESULTS.md", "claims"): claims,
     (DOCS / "RESULTS.md", "seeds"): over_seeds,
