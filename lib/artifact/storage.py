@@ -35,6 +35,16 @@ def write_csv(df: pd.DataFrame, path, provenance: dict | None = None) -> Path:
     return write_bytes(path, df.to_csv(index=False, lineterminator="\n").encode(), provenance)
 
 
+def save_table(df: pd.DataFrame, name: str, model: str, seed: int = 0, **parameters) -> Path:
+    """Write tables/<name>.csv among the results about a model, beside what `figures.save` writes there.
+
+    parameters: what the table was made with, for the manifest. An empty table raises a ValueError.
+    """
+    if df.empty:
+        raise ValueError(f"table {name!r} has no rows to save")
+    return write_csv(df, places.outputs(model) / "tables" / f"{name}.csv", provenance(model, seed, **parameters))
+
+
 def write_json(value, path, provenance: dict | None = None) -> Path:
     return write_bytes(path, dump_json(value), provenance)
 
