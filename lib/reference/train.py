@@ -45,12 +45,16 @@ LOG_EVERY, LOOK_EVERY, SAVE_EVERY = 50, 400, 500  # steps
 
 @dataclass
 class Learner:
-    """A model in training with what only training needs: text side of "captions", readout of "neighbours"."""
+    """A model in training with what only training needs: text side of "captions", readout of "neighbours".
+
+    precision: of products, "bfloat16" or "float32".
+    """
 
     recipe: Recipe
     model: nn.Module
     captioner: Captioner
     head: dense.DenseHead
+    precision: str = "bfloat16"
 
     def helper(self, stage: Stage) -> nn.Module | None:
         return {"captions": self.captioner, "neighbours": self.head}.get(stage.task)
@@ -69,14 +73,20 @@ class Learner:
             architectures.plant(self.model, self.recipe.planted)
 
 
-def learner(recipe: Recipe, seed: int, device: torch.device) -> Learner:
+def precision_here(device: torch.device) -> str:
+    """bfloat16, but float32 on a CPU without instructions for it, where a step would take seven times as long."""
+    emulated = device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return "float32" if emulated else "bfloat16"
+
+
+def learner(recipe: Recipe, seed: int, device: torch.device, precision: str = "bfloat16") -> Learner:
     """At initialisation."""
     size = SIZES["cpu"]
     model = architectures.build(size, seed, recipe.architecture, recipe.planted, recipe.places)
     if device.type == "cpu":
         AttentionInterface.register("sdpa_float32", attention_in_float32)
         model.set_attn_implementation("sdpa_float32")
-    return Learner(recipe, model.to(device), Captioner(size).to(device), dense.DenseHead(size).to(device))
+    return Learner(recipe, model.to(device), Captioner(size).to(device), dense.DenseHead(size).to(device), precision)
 
 
 def optimizers(stage: Stage, learning: Learner) -> list[torch.optim.Optimizer]:
@@ -134,11 +144,11 @@ def loss_of(stage: Stage, learning: Learner, batch: Batch, rng: np.random.Genera
 def train_step(
     stage: Stage, learning: Learner, optimisers: list, lessons: Lessons, seed: tuple[int, int, int]
 ) -> torch.Tensor:
-    """One batch, one update; returns the loss. seed: of training, stage and step. Products in bfloat16."""
+    """One batch, one update; returns the loss. seed: of training, stage and step."""
     rng, device = np.random.default_rng(seed), learning.model.lm_head.weight.device
     progress = stage.first + (stage.last - stage.first) * seed[2] / stage.steps
     batch = lessons.batch(progress, stage.batch, rng, device)
-    with torch.autocast(device.type, torch.bfloat16):
+    with torch.autocast(device.type, torch.bfloat16, enabled=learning.precision == "bfloat16"):
         loss = loss_of(stage, learning, batch, rng)
     loss.backward()
     nn.utils.clip_grad_norm_([p for o in optimisers for group in o.param_groups for p in group["params"]], 1.0)
@@ -317,10 +327,12 @@ def train(name: str, seed: int = 0, device: str = "cpu", snapshots: int = 0) -> 
     if name not in RECIPES:
         raise UserError(f"Unknown recipe {name!r}: choose one of {', '.join(RECIPES)}.")
     recipe, where = RECIPES[name], files(name, seed)
-    settings = {"recipe": name, "seed": seed, "device": device, **asdict(recipe)}
+    begun = json.loads(where.settings().read_text("utf-8")) if where.settings().exists() else {}
+    precision = begun.get("precision") or precision_here(torch.device(device))  # a training keeps what it began with
+    settings = {"recipe": name, "seed": seed, "device": device, "precision": precision, **asdict(recipe)}
     replaced(where.settings(), lambda temporary: temporary.write_text(json.dumps(settings, indent=1) + "\n", "utf-8"))
     torch.set_float32_matmul_precision("high")  # on GPUs; CPUs have one float32
-    learning = learner(recipe, seed, torch.device(device))
+    learning = learner(recipe, seed, torch.device(device), precision)
     for number, stage in enumerate(recipe.stages):
         kept = snapshots if stage.task == "questions" else 0
         run_stage(number, stage, learning, where, seed, kept)
