@@ -100,13 +100,17 @@ def in_bold(row: pd.Series) -> str:
 def findings() -> str:
     """What was found, a sentence per result, numbers from the tables."""
     table, left = rivals(), after_ablation()
-    parts = [paper(), seed_by_seed(table), positive_control(table, left), by_axis(table, left)]
-    return "\n".join(parts) + "\n"
+    return numbered([paper(), seed_by_seed(table), positive_control(table, left), by_axis(table, left)])
+
+
+def numbered(parts: list[str], first: int = 1) -> str:
+    """A list of findings with the numbers that docs/RESULTS.md calls them by."""
+    return "".join(part.replace("- **", f"- **F{k}. ", 1) + "\n" for k, part in enumerate(parts, first))
 
 
 def more() -> str:
     """What else was found, for docs/RESULTS.md."""
-    return "\n".join([place_and_source(rivals()), positions(), strips_unused()]) + "\n"
+    return numbered([place_and_source(rivals()), positions(), strips_unused()], first=5)
 
 
 def paper() -> str:
