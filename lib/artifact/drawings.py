@@ -116,7 +116,9 @@ def _over_planted(ax, names: list[str], places: list[float]) -> None:
     """The word "planted" above the models in which the source of order is known by construction."""
     own = [place for name, place in zip(names, places, strict=True) if name in embedded.PLANTED]
     if own:
-        position = {"xy": (np.mean(own), 1), "xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
+        line = {"color": figures.GREY, "linewidth": 0.8, "clip_on": False, "transform": ax.get_xaxis_transform()}
+        ax.plot([own[0] - 0.4, own[-1] + 0.4], [1.02, 1.02], **line)
+        position = {"xy": (np.mean(own), 1.02), "xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
         ax.annotate("planted", xytext=(0, 1), ha="center", va="bottom", fontsize=7, color=figures.GREY, **position)
 
 
@@ -232,8 +234,11 @@ def after_ablation(table: pd.DataFrame):
     """Accuracy per axis after the ablation for models and checkpoints (column model), with the floor of 1/2; returns
     the figure. Hollow: most answers name neither candidate (not counted for true checkpoints).
 
-    table: model, setting, orientation, accuracy, low, high, names_neither; true checkpoints first.
+    table: model, setting, orientation, total, accuracy, low, high, names_neither, intact, reading; true checkpoints
+    first. Those that are not readable because they do not do the task intact are named below the figure.
     """
+    left_out = table[table["reading"] == "not readable"]
+    table = table.drop(left_out.index)
     names = list(dict.fromkeys(table["model"]))
     true = set(table.loc[table["names_neither"].isna(), "model"])
     places = dict(zip(names, _apart(names, [(n in true, n in embedded.PLANTED) for n in names]), strict=True))
@@ -248,8 +253,24 @@ def after_ablation(table: pd.DataFrame):
         _over_planted(ax, names, list(places.values()))
     _named_level(axes, 0.5, "floor")
     axes[0].set_ylabel("correct after the ablation")
+    figure.supxlabel(_what_stands_there(table, left_out), fontsize=7)
     figures.legend_below(figure, axes[0])
     return figure
+
+
+def _what_stands_there(table: pd.DataFrame, left_out: pd.DataFrame) -> str:
+    """Settings and n of both kinds of models, and the checkpoints that are not drawn, with their intact accuracy."""
+    own, true = table[table["names_neither"].notna()], table[table["names_neither"].isna()]
+    parts = [
+        f"{kind}: {', '.join(cell['setting'].unique())}; "
+        f"n = {' or '.join(map(str, sorted(cell['total'].unique())))} questions a point"
+        for kind, cell in (("true checkpoints", true), ("embedded models", own))
+        if len(cell)
+    ]
+    for name, cell in left_out.groupby("model", sort=False):
+        least, most = cell["intact"].min(), cell["intact"].max()
+        parts.append(f"{name} left out: correct {least:.2f} to {most:.2f} before the ablation, too low to say anything")
+    return "\n".join(parts)
 
 
 def _accuracies(ax, rows: pd.DataFrame, places: dict[str, float], look, setting: str, shift: float) -> None:
