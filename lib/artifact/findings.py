@@ -48,10 +48,11 @@ def both(values: pd.Series) -> str:
     return " and ".join(two_digits(values[axis]) for axis in AXES)
 
 
-def rivals() -> pd.DataFrame:
-    """The four rivals of all embedded models at slot 0, a row per model and axis."""
+def rivals(values: str = "value") -> pd.DataFrame:
+    """The four rivals of all embedded models at slot 0, a row per model and axis; values: "value", or a bound of its
+    interval ("low", "high")."""
     table = record.table(DEFAULT, "figures/02-models.csv")
-    return table.pivot_table(index=["model", "orientation"], columns="rival", values="value", sort=False)
+    return table.pivot_table(index=["model", "orientation"], columns="rival", values=values, sort=False)
 
 
 def after_ablation() -> pd.DataFrame:
@@ -74,8 +75,8 @@ def paper() -> str:
     """The paper's observation and the edits that tell its explanation from its rivals."""
     edit = effects()
     return (
-        f"- **The paper's observation comes out, its explanation does not.** In `{DEFAULT}`, made in stages as published models are, interchanging strips moves the answer {both(edit[2])} of the way to the mirror picture's (left-right and above-below), objects alone {both(edit[1])}. "
-        f"Yet exchanging the strips' background *within* the picture, which a code of place on the background must follow, moves it {both(edit[9].abs())}; all background from the mirror picture, in place, {both(edit[5])}: the background says *who stands where*. This excludes a code of place alone on each strip, not one that is bound to the object on it. It says who wins when the two disagree: with the background emptied, the objects alone still suffice (notebook 02, ladder)."
+        f"- **The paper's observation comes out, its explanation, read strictly, does not.** In `{DEFAULT}`, made in stages as published models are, interchanging strips moves the answer {both(edit[2])} of the way to the mirror picture's (left-right and above-below), objects alone {both(edit[1])}. "
+        f"Yet exchanging the strips' background *within* the picture, which a code of place on the background must follow, moves it {both(edit[9].abs())}; all background from the mirror picture, in place, {both(edit[5])}: the background says *who stands where*. That the order is in the background at all, the loose reading of the paper, it confirms for this model. This excludes a code of place alone on each strip, not one that is bound to the object on it. It says who wins when the two disagree: with the background emptied, the objects alone still suffice (notebook 02, ladder)."
     )
 
 
@@ -108,7 +109,7 @@ def positive_control(table: pd.DataFrame, left: pd.DataFrame) -> str:
     """The planted strip code; table: `rivals`, left: `after_ablation`."""
     own, kept = table.loc["strip_code"], left.loc["strip_code", "accuracy"]
     return (
-        f"- **The edit finds a strip code where there is one.** In `strip_code`, built to be the paper's picture, it moves the answer {both(own['S'])} of the way, every other source at most {two_digits(own[['O', 'B', 'P']].abs().max().max())}; in all other models at most {two_digits(table.drop('strip_code')['S'].abs().max())}. "
+        f"- **The edit finds a strip code where there is one.** In `strip_code`, built to be the paper's picture read strictly, it moves the answer {both(own['S'])} of the way, every other source at most {two_digits(own[['O', 'B', 'P']].abs().max().max())}; in all other models at most {two_digits(table.drop('strip_code')['S'].abs().max())}. "
         f"And that model still answers {both(kept)} correctly after the paper's ordering ablation, because the empty canvas carries the code, too: a model that loses order there does not have it from a strip code of this kind alone."
     )
 
@@ -122,7 +123,7 @@ def by_axis(table: pd.DataFrame, left: pd.DataFrame) -> str:
         f"`{name}` O {two_digits(table.loc[(name, 'vertical'), 'O'])}, P {two_digits(table.loc[(name, 'vertical'), 'P'])}, {two_digits(left.loc[(name, 'vertical'), 'accuracy'])} correct after the ablation"
         for name in apart
     )
-    return f"- **It can differ by axis within one model.** Five models keep left-right on the objects (O {two_digits(objects)} or more). Above-below two of them, trained at once, make from token places (P {two_digits(places)} or more); in the three with a frozen encoder the objects win where the two disagree, and something else still answers when they are silenced ({above}): a backup, clearest on one axis."
+    return f"- **It can differ by axis within one model.** Five models keep left-right on the objects (O {two_digits(objects)} or more). Above-below two of them, trained at once, make from token places (P {two_digits(places)} or more); in the three with a frozen encoder the objects are the largest single source where sources disagree, and something else still answers when they are silenced ({above}): a backup, clearest on one axis."
 
 
 def strips_unused(model: str = "qwen_style") -> str:
@@ -151,13 +152,13 @@ def positions() -> str:
 def sources() -> str:
     """Where the order comes from, a line per model: the sources with an effect of .05 or more on each axis, and
     accuracy after the ablation."""
-    table, left, lines = rivals(), after_ablation(), []
+    table, lows, left, lines = rivals(), rivals("low"), after_ablation(), []
     for model in dict.fromkeys(table.index.get_level_values(0)):
         cells = []
         for axis in AXES:
             own = table.loc[(model, axis), list(RIVALS)].sort_values(ascending=False)
             shown = [f"{rival} {two_digits(value)}" for rival, value in own.items() if value >= 0.05]
-            cells.append(", ".join(f"**{x}**" if own[x[0]] > 0.5 else x for x in shown) or "none")
+            cells.append(", ".join(f"**{x}**" if lows.loc[(model, axis), x[0]] > 0.5 else x for x in shown) or "none")
         kept = [two_digits(left.loc[(model, axis), "accuracy"]) if (model, axis) in left.index else "" for axis in AXES]
         lines.append((f"`{model}`", *cells, ", ".join(kept)))
     return markdown.table(["model", "left-right", "above-below", "correct after the ablation"], lines)

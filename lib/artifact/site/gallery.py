@@ -14,7 +14,7 @@ CAPTIONS = {
     "02-ladder": "Order that is left (solid) as the background, the neighbours and the place of each object are taken "
     "away in turn; dotted, answers that name neither object.",
     "02-ablation": "Correct answers after the paper's ordering ablation, published checkpoints (as counted by the "
-    "paper's authors) beside the embedded models.",
+    "paper's authors) beside the embedded models; hollow, most answers name neither object.",
     "03-last-token": "The last token is patched, slot by slot: the answer at the other ordinal place (order), then the "
     "other picture's own answer (attribute).",
     "03-interchange-ablated": "Interchange of objects and of strips at every slot, with the order removed from the "
