@@ -130,6 +130,14 @@ def _named_level(axes, value: float, text: str) -> None:
     axes[-1].annotate(text, ha="left", va="center", fontsize=7, color=figures.GREY, **position)
 
 
+def _legend(figure, axes, note: str = "") -> None:
+    """What is drawn in any of the panels, in one line below the figure; note: lines above it."""
+    drawn = [zip(*reversed(ax.get_legend_handles_labels()), strict=True) for ax in axes]
+    handles = {label: handle for each in reversed(drawn) for label, handle in each}
+    place = {"loc": "outside lower center", "ncols": len(handles), "title": note or None, "title_fontsize": 7}
+    figure.legend(list(handles.values()), list(handles), **place)
+
+
 def _rival_dots(ax, places: Iterable[float], groups: Iterable[pd.DataFrame]) -> None:
     groups, places = list(groups), list(places)
     for shift, rival in zip((-0.24, -0.08, 0.08, 0.24), fingerprint.RIVALS, strict=True):
@@ -207,12 +215,13 @@ def positions(table: pd.DataFrame):
         for label, shift, rows, style in _before_and_after(own):
             bars = np.clip([rows["value"] - rows["low"], rows["high"] - rows["value"]], 0, None)
             x = [schemes.index(scheme) + shift for scheme in rows["scheme"]]
-            ax.errorbar(x, rows["value"], bars, label=label, elinewidth=1, **style)
+            if len(rows):
+                ax.errorbar(x, rows["value"], bars, label=label, elinewidth=1, **style)
         ax.set(title=f"{named} (n = {own['n'][own['measure'] == 'named'].iloc[0]} pairs)", ylim=(-1.1, 1.15))
         ax.set_xticks(range(len(schemes)), schemes, rotation=35, ha="right")
     _named_level(axes, 0, "no\norder")
     axes[0].set_ylabel("order among the two (-1..1)")
-    figures.legend_below(figure, axes[0])
+    _legend(figure, axes)
     return figure
 
 
@@ -227,7 +236,7 @@ def _before_and_after(table: pd.DataFrame):
     colour = RIVAL_COLOURS["P"]
     yield "intact", -0.1, own[~last], {"fmt": "o", "color": colour, "fillstyle": "none"}
     yield "after the ablation", 0.1, own[last & ~grey], {"fmt": "o", "color": colour}
-    yield "the same, most answers name neither", 0.1, own[last & grey], {"fmt": "x", "color": figures.GREY}
+    yield "after the ablation, most answers name neither", 0.1, own[last & grey], {"fmt": "x", "color": figures.GREY}
 
 
 def after_ablation(table: pd.DataFrame):
@@ -242,7 +251,7 @@ def after_ablation(table: pd.DataFrame):
     names = list(dict.fromkeys(table["model"]))
     true = set(table.loc[table["names_neither"].isna(), "model"])
     places = dict(zip(names, _apart(names, [(n in true, n in embedded.PLANTED) for n in names]), strict=True))
-    figure, axes = figures.panels(1, 2, height=2.6, sharey=True)
+    figure, axes = figures.panels(1, 2, height=3.3, sharey=True)
     for ax, (axis, named) in zip(axes, AXES.items(), strict=True):
         for number, setting in enumerate(dict.fromkeys(table["setting"])):
             own = table[(table["orientation"] == axis) & (table["setting"] == setting)]
@@ -253,8 +262,7 @@ def after_ablation(table: pd.DataFrame):
         _over_planted(ax, names, list(places.values()))
     _named_level(axes, 0.5, "floor")
     axes[0].set_ylabel("correct after the ablation")
-    figure.supxlabel(_what_stands_there(table, left_out), fontsize=7)
-    figures.legend_below(figure, axes[0])
+    _legend(figure, axes, _what_stands_there(table, left_out))
     return figure
 
 
