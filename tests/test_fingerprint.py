@@ -9,7 +9,8 @@ import pytest
 from tiny import BLIND, tiny
 
 from lib import places
-from lib.analysis import calibration, fingerprint, studies
+from lib.analysis import calibration, fingerprint, mechanisms, studies
+from lib.artifact import markdown
 from lib.engine import vlm
 from lib.stimuli import pairs
 from lib.stimuli.grids import GRIDS
@@ -130,3 +131,44 @@ def test_an_independent_script_gives_the_same_effects():
     ours = fingerprint.moved_at(fingerprint.sweep(study, fingerprint.RIVALS.values()))
     for edit in fingerprint.RIVALS.values():
         assert ours[edit].mean() == pytest.approx(float(theirs[str(edit)]), abs=1e-4)
+
+
+def rows_of(model, winner, value=1.0):
+    """`rival_table` of a model that one source decides on both axes."""
+    rows = [(model, axis, True, rival, 8, value * (rival == winner)) for axis in ("horizontal", "vertical")
+            for rival in "OSBP"]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["model", "orientation", "centred", "rival", "n", "value"])
+    return table.assign(low=table["value"], high=table["value"])
+
+
+def test_a_planted_model_without_a_known_row_is_measured_only():
+    found = calibration.calibration(rows_of("redundant", "P"))
+    assert found.empty and found["holds"].all() and "not calibrated" in calibration.calibrated(found)
+    both = calibration.calibration(pd.concat([rows_of("redundant", "O"), rows_of("backbone_only", "P")]))
+    assert set(both["model"]) == {"backbone_only"} and both["holds"].all()
+
+
+def test_trainings_of_a_recipe_are_held_against_each_other():
+    table = pd.concat(
+        [rows_of("a", "B"), rows_of("a-seed1", "O"), rows_of("b", "P"), rows_of("b-seed1", "P"), rows_of("c", "O")]
+    )
+    lines = mechanisms.by_recipe(table)
+    assert lines[0].endswith("2 trainings: left-right B, O; above-below B, O: they do not agree")
+    assert lines[1].endswith("above-below P, P: they agree") and lines[2].endswith("the recipe: c")
+
+
+def test_the_loose_reading_is_order_in_the_background_in_any_form(trained):
+    found = fingerprint.rival_table(fingerprint.sweep(trained, fingerprint.RIVALS.values()))
+    for _, cell in found.groupby("orientation"):
+        own = cell.set_index("rival")["value"]
+        assert own[fingerprint.LOOSE] == pytest.approx(own["S"] + own["B"])
+
+
+def test_numbers_as_a_table_are_bold_where_the_interval_clears_one_half():
+    text = markdown.estimates(
+        rows_of("a", "B").assign(low=lambda t: t["value"] - 0.2), ["model", "orientation"], "rival", bold="OSBP"
+    )
+    assert text.splitlines()[0] == "| model | orientation | n | O | S | B | P |"
+    assert "| a | horizontal | 8 | 0.00 [-0.20, 0.00] |" in text and "| **1.00 [0.80, 1.00]** |" in text
+    unclear = markdown.estimates(rows_of("a", "B", 0.6).assign(low=0.4), ["model", "orientation"], "rival", bold="OSBP")
+    assert "**" not in unclear

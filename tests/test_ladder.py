@@ -70,3 +70,11 @@ def test_answers_that_name_neither_do_not_count_as_lost_order(named):
     assert ladder.order_named(table, "middle").value == pytest.approx(0.2)
     assert ladder.lost_named(table, "middle").value == pytest.approx(1 - 0.2 / 0.8)
     assert np.isfinite(ladder.lost_named(table, "middle").low)
+
+
+def test_the_share_of_answers_that_name_a_candidate_is_that_of_the_metrics_step():
+    table = pd.DataFrame(
+        {"step": ["own place", "own place", "middle", "middle"], "names_neither": [False, False, True, False]}
+    )
+    assert ladder.names_candidate(table, "order_lost_own_place") == 1
+    assert ladder.names_candidate(table, "order_lost_named") == ladder.names_candidate(table, "order_left_named") == 0.5

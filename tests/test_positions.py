@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
 
@@ -69,3 +70,26 @@ def test_table_of_all_schemes(reference):
     rows = table.set_index(["orientation", "scheme", "step", "measure"])["value"]
     for axis in ORIENTATIONS:  # the model's own positions are raster ones
         assert rows[axis, "own", "middle", "named"] == pytest.approx(rows[axis, "raster", "middle", "named"], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("intact", "left", "neither", "reading"),
+    [
+        (0.9, (0.6, 0.9), 0.0, "survives"),
+        (0.9, (0.1, 0.4), 0.0, "lost"),
+        (0.9, (0.4, 0.6), 0.0, "undecided"),
+        (0.9, (0.6, 0.9), 0.6, "not readable"),  # the answers name neither candidate
+        (0.4, (0.1, 0.4), 0.0, "not readable"),  # the intact picture fails, too
+    ],
+)
+def test_readings_of_a_scheme(intact, left, neither, reading):
+    first, last = ladder.STEPS[0], ladder.STEPS[-1]
+    cells = [
+        (first, "named", intact, intact, intact), (last, "named", sum(left) / 2, *left),
+        (first, "names_neither", 0, 0, 0), (last, "names_neither", neither, neither, neither),
+    ]  # fmt: skip
+    table = pd.DataFrame(cells, columns=["step", "measure", "value", "low", "high"])
+    table = pd.concat([table.assign(orientation="vertical", scheme=scheme) for scheme in ("own", "rows")])
+    found = position_schemes.readings(table)
+    assert list(found["reading"]) == [reading] * 2
+    assert position_schemes.in_words(found).startswith(f"{reading} under own, rows (control, new numbers that keep")

@@ -3,7 +3,9 @@
 import pytest
 
 from lib import places
+from lib.analysis.statistics import Estimate
 from lib.artifact import ledger
+from lib.artifact.verification import against_rules
 
 
 @pytest.mark.parametrize("measure", ledger.MEASURES.values(), ids=lambda measure: measure.metric)
@@ -31,3 +33,13 @@ def test_too_few_pairs_are_not_testable_even_without_an_interval():
     assert rule.verdict(0.9, 1.0, 20) == "reproduced"
     with pytest.raises(ValueError, match="upside down"):
         rule.verdict(float("nan"), float("nan"), 20)
+
+
+def test_a_confused_model_gets_no_verdict_on_the_ablation():
+    rule = ledger.MEASURES["order_lost_named"]
+    assert rule.verdict(0.8, 0.9, 80, named=0.5) == "reproduced"
+    assert rule.verdict(0.8, 0.9, 80, named=0.49) == rule.verdict(0.8, 0.9, 80) == "not testable"
+    found = Estimate(0.9, 0.8, 0.95, 80)
+    row = ledger.row("order_lost_named", found, "02_x", "ladder", named=0.18, setting="squares")
+    assert row["verdict"] == "not testable" and row["named"] == 0.18 and not against_rules([row])
+    assert against_rules([row | {"named": 0.9}]) and "named" not in ledger.row("strip_code", found, "02_x", "cell")

@@ -9,7 +9,8 @@ from lib.stimuli.grids import ORIENTATIONS
 
 ZERO, ONE = (-0.15, 0.15), (0.85, np.inf)  # where the whole interval of a planted effect must lie
 NOTHING = {"O": ZERO, "S": ZERO, "B": ZERO, "P": ZERO}
-# By model and axis. Rivals that are not named may take any value. identity: the construction alone makes the effect
+# By model and axis. Rivals that are not named may take any value: of `redundant`, none is, because who wins in it is
+# measured, not planted; what must hold there is in silencing.py. Identities: the construction alone makes the effect
 # what it is, so that agreement checks the code, not the method.
 PLANTED = {
     "vision_only": ({"P": ZERO, "S": ZERO}, {"P": ZERO, "S": ZERO}),
@@ -41,8 +42,10 @@ def calibration(rivals: pd.DataFrame) -> pd.DataFrame:
             check="plumbing" if name in IDENTITIES else "method"
         )
         for name, cell in rivals.groupby("model", sort=False)
+        if name in PLANTED
     ]
-    out = pd.concat(parts, ignore_index=True)
+    nothing = rivals.head(0).assign(least=np.nan, most=np.nan, check="")
+    out = pd.concat(parts, ignore_index=True) if parts else nothing
     return out.assign(holds=(out["low"] >= out["least"]) & (out["high"] <= out["most"]))
 
 
@@ -57,6 +60,8 @@ def calibrated(table: pd.DataFrame) -> str:
         )
         return f"The fingerprint misses what was built in ({cases}): it must not be read until that is explained."
     found = [name for name in PLANTED if name not in missing]
+    if not found:
+        return "No planted model with a known row is available here: the fingerprint is not calibrated."
     text = f"The fingerprint finds what was built into {', '.join(found)}."
     if not (table["check"] == "method").any():
         text += " In these models the construction fixes the effects, so this checks the code rather than the method."

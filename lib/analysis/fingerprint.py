@@ -5,8 +5,12 @@ question. Every edit changes image tokens of the clean picture; its effect is 0 
 picture and 1 where it becomes that of the mirror picture. Each edit makes the rival explanations predict different
 answers, so that it says which of them the answer follows, not what each could do alone (that is `ladder`). The rivals:
 O, the objects' own tokens carry their place; S, the background around an object carries a place that the object takes
-over (the paper's explanation); B, the background carries who stands where, at no particular place; P, the language
-model makes the order from the places of tokens in its input.
+over; B, the background carries who stands where, at no particular place; P, the language model makes the order from the
+places of tokens in its input.
+
+S is our strict reading of the paper: an ordering code without content, spread over the background in strips. Its
+abstract (arXiv 2603.22278v1) says only that the encoder represents the layout of objects and that this signal extends
+into the background, which B fits as well. S + B is that loose reading.
 """
 
 from __future__ import annotations
@@ -43,10 +47,11 @@ EDITS = {
 RIVALS = {"O": 1, "S": 9, "B": 5, "P": 8}  # each rival's own edit
 RIVAL_NAMES = {
     "O": "object-local code",
-    "S": "strip code (the paper's)",
+    "S": "strip code (the paper, read strictly)",
     "B": "scene code in the background",
     "P": "token place, backbone",
 }
+LOOSE = "S + B"  # the paper read loosely: order in the background, whatever its form
 CHECKS = {"6 - (O + S + P)": (6, "OSP"), "7 - (S + P)": (7, "SP")}  # 0 where effects add up
 
 # What each rival predicts for each edit if it alone decides; None: somewhere between 0 and 1, more with more tokens.
@@ -208,16 +213,19 @@ def moved_at(table: pd.DataFrame, slot: int = 0) -> pd.DataFrame:
 
 
 def rival_table(table: pd.DataFrame, slot: int = 0, seed: int = 0) -> pd.DataFrame:
-    """The published form: setting, orientation, centred, rival (O, S, B, P, sum, and the checks), n, value, low, high.
+    """The published form: setting, orientation, centred, rival (O, S, B, P, S + B, sum, the checks), n, value, low,
+    high.
 
-    sum: O + S + B + P. Below 1 no single source overturns the others, above 1 several can. The checks are 0 where
-    effects add up: edit 6 moves what O, S and P follow, edit 7 what S and P follow.
+    sum: O + S + B + P, an average over pairs. 1 where each pair's answer follows exactly one source; what is missing to
+    1 is the part of the swing that no single edit moves, so that sources must be moved together; what is above 1 moves
+    under more than one edit. The checks are 0 where effects add up: edit 6 moves what O, S and P follow, edit 7 what S
+    and P follow.
     """
     rows = []
     for key, cell in table.groupby(GROUP, sort=False):
         wide = moved_at(cell, slot)
         own = {rival: wide[edit] for rival, edit in RIVALS.items()}
-        found = own | {"sum": sum(own.values())}
+        found = own | {LOOSE: own["S"] + own["B"], "sum": sum(own.values())}
         for name, (edit, parts) in CHECKS.items():
             if edit in wide:
                 found[name] = wide[edit] - sum(own[rival] for rival in parts)
@@ -261,19 +269,22 @@ def winner(values: dict[str, tuple[float, float]]) -> str:
 
 
 def in_words(rivals: pd.DataFrame) -> list[str]:
-    """One line per axis and kind of line: which source the answer follows, with the four values.
+    """One line per axis and kind of line: which source the answer follows, with the four values and the loose reading.
 
     rivals: rows of `rival_table` of one setting.
     """
     lines = []
     for (orientation, centred), cell in rivals.groupby(["orientation", "centred"], sort=False):
-        own = cell[cell["rival"].isin(RIVALS)].set_index("rival")
-        said = winner({rival: (row.low, row.high) for rival, row in own.iterrows()})
+        own = cell[cell["rival"].isin([*RIVALS, LOOSE])].set_index("rival")
+        said = winner({rival: (row.low, row.high) for rival, row in own.loc[list(RIVALS)].iterrows()})
         source = {"several": "several sources", "none": "none of the four sources"}.get(said)
         source = source or f"{RIVAL_NAMES[said]} ({said})"
-        values = ", ".join(f"{rival} {row.value:.2f} [{row.low:.2f}, {row.high:.2f}]" for rival, row in own.iterrows())
+        values = ", ".join(
+            f"{rival} {statistics.in_figures(row.value, row.low, row.high)}" for rival, row in own.iterrows()
+        )
         axis = {"horizontal": "left-right", "vertical": "above-below"}[orientation]
-        lines.append(f"{axis}, {'centred' if centred else 'shifted'} lines: the answer follows {source}: {values}")
+        where = f"{axis}, {'centred' if centred else 'shifted'} lines, n = {int(own['n'].iloc[0])} pairs"
+        lines.append(f"{where}: the answer follows {source}: {values}")
     return lines
 
 

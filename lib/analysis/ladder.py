@@ -9,7 +9,9 @@ Four steps, each of which takes more from the image tokens of a picture of three
 - middle: every object's tokens come from a picture in which it stands alone in the middle (the paper's ordering
   ablation), which takes where it stands.
 
-What is left after the last step can come from one source only, the places of tokens in the language model's input.
+What is left after the last step comes from the places of tokens in the language model's input, or from whatever the
+empty canvas itself carries: a code of place on the background that is there without any object stays where it is (the
+planted model `strip_code` keeps all its answers). It does not come from what the encoder made of these objects' places.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from lib.stimuli.scenes import Entity, Scene, line_scene
 from lib.stimuli.token_sets import background, object_tokens
 
 STEPS = ("intact", "empty background", "own place", "middle")
+STEP_OF = {"order_lost_named": "middle", "order_lost_own_place": "own place", "order_left_named": "middle"}  # C5
 
 # --- the steps ------------------------------------------------------------------------------------------------
 
@@ -120,7 +123,8 @@ def _sums(table: pd.DataFrame, step: str) -> tuple[np.ndarray, np.ndarray]:
 def order_named(table: pd.DataFrame, step: str, seed: int = 0) -> statistics.Estimate:
     """P(target) - P(opposite) among the probability of these two answers: a ratio of means over pairs, -1..1.
 
-    0 exactly where nothing of the order is left, because the two runs of a pair are mirror images.
+    0 exactly where the answer does not depend on the order at all, because the two runs of a pair are mirror images.
+    Below 0 it does depend on it, and leans to the wrong one of the two.
     """
     return statistics.ratio(*_sums(table, step), seed=seed)
 
@@ -155,19 +159,27 @@ def summary(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 
 def claims(table: pd.DataFrame, seed: int = 0) -> dict[str, statistics.Estimate]:
     """The metrics of C5 (docs/RULES.md) from the rows of one setting and axis."""
-    return {
-        "order_lost_named": lost_named(table, "middle", seed),
-        "order_lost_own_place": lost_named(table, "own place", seed),
-        "order_left_named": order_named(table, "middle", seed),
-    }
+    of = {"order_lost_named": lost_named, "order_lost_own_place": lost_named, "order_left_named": order_named}
+    return {metric: measured(table, STEP_OF[metric], seed) for metric, measured in of.items()}
 
 
-def in_words(found: dict[str, statistics.Estimate]) -> str:
-    """The three metrics of `claims` in one line."""
-    lost = {key: f"{x.value:.2f} [{x.low:.2f}, {x.high:.2f}]" for key, x in found.items()}
+def names_candidate(table: pd.DataFrame, metric: str) -> float:
+    """Share of answers that name the target or its opposite after the step that a metric of C5 is about.
+
+    table: the rows of one setting and axis. Where it is small the model is confused, and the metric not testable.
+    """
+    return 1 - float(table.loc[table["step"] == STEP_OF[metric], "names_neither"].mean())
+
+
+def in_words(table: pd.DataFrame, seed: int = 0) -> str:
+    """The metrics of C5 in one line, with the share of answers that name a candidate; table: as for `claims`."""
+    found = claims(table, seed)
+    values = {key: statistics.in_figures(x.value, x.low, x.high) for key, x in found.items()}
+    share = {key: f"{names_candidate(table, key):.2f} of answers name a candidate" for key in found}
     return (
-        f"lost with every object alone at its own place {lost['order_lost_own_place']}, alone in the middle "
-        f"{lost['order_lost_named']}; left {lost['order_left_named']}"
+        f"n = {found['order_left_named'].n} pairs; every object alone at its own place: lost "
+        f"{values['order_lost_own_place']} ({share['order_lost_own_place']}); alone in the middle: lost "
+        f"{values['order_lost_named']}, left {values['order_left_named']} ({share['order_left_named']})"
     )
 
 

@@ -2,8 +2,10 @@
 
 The same questions with the image tokens at other positions in the language model, intact and after the ablation: at
 one position per row or per column, all at one, in raster order (for models with M-RoPE), or with rows as close to one
-another as columns; and with the tokens themselves in random order. A model has not been trained for any of them, so
-the accuracy of the intact picture stands beside every value.
+another as columns; and with the tokens themselves in random order. A model has not been trained for any of them. Three
+controls stand beside every value: the intact picture, which shows that the model still answers but not that its route
+from token places is intact, because other sources can answer there; the share of ablated answers that name a candidate;
+and a scheme that is equally new but keeps the numbers of the axis asked about, which only that route can use.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ SCHEMES = {
     "shared": "all at one position",
     "random": "tokens in random order",
 }
+SAME_AXIS = {"horizontal": "columns", "vertical": "rows"}  # new numbers that still tell the places along the axis
+NAMED = 0.5  # share of answers that must name a candidate
 
 
 def with_positions(vlm: VLM, scheme: str) -> VLM:
@@ -68,19 +72,44 @@ def answers(steps: dict[str, Study], seed: int = 0) -> pd.DataFrame:
 
 
 def summary(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Columns orientation, scheme, step, measure (correct: share, named: `ladder.order_named`), n, value, low, high;
-    intervals over pairs (named) or runs (correct, Wilson)."""
+    """Columns orientation, scheme, step, measure (correct and names_neither: shares of answers, named:
+    `ladder.order_named`), n, value, low, high; intervals over pairs (named) or runs (Wilson)."""
     rows = []
     for (orientation, scheme, step), cell in table.groupby(["orientation", "scheme", "step"], sort=False):
         found = {
-            "correct": statistics.proportion(int(cell["correct"].sum()), len(cell)),
-            "named": ladder.order_named(cell, step, seed),
+            measure: statistics.proportion(int(cell[measure].sum()), len(cell))
+            for measure in ("correct", "names_neither")
         }
+        found["named"] = ladder.order_named(cell, step, seed)
         rows += [(orientation, scheme, step, name, x.n, x.value, x.low, x.high) for name, x in found.items()]
     return pd.DataFrame(rows, columns=["orientation", "scheme", "step", "measure", "n", "value", "low", "high"])
 
 
-def survives(table: pd.DataFrame, least: float = 0.5) -> dict[str, list[str]]:
-    """The schemes under which each axis survives the ablation: `named` is above `least` with its whole interval."""
-    last = table[(table["step"] == ladder.STEPS[-1]) & (table["measure"] == "named") & (table["low"] > least)]
-    return {axis: list(last.loc[last["orientation"] == axis, "scheme"]) for axis in table["orientation"].unique()}
+def readings(table: pd.DataFrame, least: float = 0.5) -> pd.DataFrame:
+    """What becomes of the order that the ablation leaves under each scheme: orientation, scheme, reading, named, low,
+    high, names_neither (the last four after the ablation). table: `summary`.
+
+    survives, lost: the whole interval of `named` lies above, below `least`; undecided: it holds it. Not readable: the
+    order of the intact picture is not above `least`, either, or fewer than `NAMED` of the ablated answers name one of
+    the two candidates.
+    """
+    rows = []
+    for (orientation, scheme), cell in table.groupby(["orientation", "scheme"], sort=False):
+        own = cell.set_index(["step", "measure"])
+        intact, left = own.loc[(ladder.STEPS[0], "named")], own.loc[(ladder.STEPS[-1], "named")]
+        neither = own.loc[(ladder.STEPS[-1], "names_neither"), "value"]
+        reading = "survives" if left["low"] > least else "lost" if left["high"] < least else "undecided"
+        if intact["low"] <= least or neither > 1 - NAMED:
+            reading = "not readable"
+        rows.append((orientation, scheme, reading, left["value"], left["low"], left["high"], neither))
+    return pd.DataFrame(rows, columns=["orientation", "scheme", "reading", "named", "low", "high", "names_neither"])
+
+
+def in_words(table: pd.DataFrame) -> str:
+    """The schemes by their reading, and the control, in one line; table: the rows of `readings` of one axis."""
+    said = [f"{reading} under {', '.join(cell['scheme'])}" for reading, cell in table.groupby("reading", sort=False)]
+    control = table.set_index("scheme").loc[SAME_AXIS[table["orientation"].iloc[0]]]
+    value = statistics.in_figures(control["named"], control["low"], control["high"])
+    return (
+        f"{'; '.join(said)} (control, new numbers that keep this axis: {control.name}, {control['reading']}, {value})"
+    )

@@ -35,6 +35,12 @@ class Estimate:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] (n = {self.n})"
 
 
+def in_figures(value: float, low: float, high: float) -> str:
+    """A number and its interval in two digits, never -0.00."""
+    value, low, high = (f"{round(x, 2) + 0.0:.2f}" for x in (value, low, high))
+    return f"{value} [{low}, {high}]"
+
+
 def detectable(found: Estimate, power: float = 0.8, level: float = LEVEL) -> float:
     """The smallest true value of which an interval as wide as this one excludes 0 with a probability of `power`
     (normal approximation)."""

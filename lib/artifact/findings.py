@@ -68,9 +68,10 @@ def models_table() -> pd.DataFrame:
     return record.table(DEFAULT, "figures/02-models.csv")
 
 
-def rivals() -> pd.DataFrame:
-    """Their values, a row per model and axis, a column per rival."""
-    return models_table().pivot_table(index=["model", "orientation"], columns="rival", values="value", sort=False)
+def rivals(values: str = "value") -> pd.DataFrame:
+    """Their values, a row per model and axis, a column per rival; values: "value", or a bound of its interval ("low",
+    "high")."""
+    return models_table().pivot_table(index=["model", "orientation"], columns="rival", values=values, sort=False)
 
 
 def after_ablation() -> pd.DataFrame:
@@ -202,13 +203,13 @@ def positions() -> str:
 def sources() -> str:
     """Where the order comes from, a line per model: the sources with an effect of .05 or more on each axis, and
     accuracy after the ablation."""
-    table, left, lines = rivals(), after_ablation(), []
+    table, lows, left, lines = rivals(), rivals("low"), after_ablation(), []
     for model in dict.fromkeys(table.index.get_level_values(0)):
         cells = []
         for axis in AXES:
             own = table.loc[(model, axis), list(RIVALS)].sort_values(ascending=False)
             shown = [f"{rival} {two_digits(value)}" for rival, value in own.items() if value >= 0.05]
-            cells.append(", ".join(f"**{x}**" if own[x[0]] > 0.5 else x for x in shown) or "none")
+            cells.append(", ".join(f"**{x}**" if lows.loc[(model, axis), x[0]] > 0.5 else x for x in shown) or "none")
         kept = [two_digits(left.loc[(model, axis), "accuracy"]) if (model, axis) in left.index else "" for axis in AXES]
         lines.append((f"`{model}`", *cells, ", ".join(kept)))
     return markdown.table(["model", "left-right", "above-below", "correct after the ablation"], lines)

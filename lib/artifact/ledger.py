@@ -2,11 +2,12 @@
 
 One rule for every metric: the claim is *reproduced* if the whole 95 % interval lies above the metric's threshold, *not
 reproduced* if it lies at or below it, and *inconclusive* otherwise. With fewer units than the metric needs it is
-*inconclusive*, or *not testable* where the rule says so. docs/RULES.md gives the rules in plain English, with their
-dates; docs/HISTORY.md keeps those of the first round, which they replaced. Effects are on a scale from the clean run
-(0) to the counterfactual run (1) of P(opposite) - P(target): the answers to the two pictures. P(order), P(attribute):
-probability of the entity at the place that is asked for, of the answer that the counterfactual run gives (PROTOCOL.md
-2). Edits are those of lib/analysis/fingerprint.py, by number.
+*inconclusive*, or *not testable* where the rule says so; *not testable*, too, where fewer answers name a candidate than
+the rule asks for. docs/RULES.md gives the rules in plain English, with their dates; docs/HISTORY.md keeps those of the
+first round, which they replaced. Effects are on a scale from the clean run (0) to the counterfactual run (1) of
+P(opposite) - P(target): the answers to the two pictures. P(order), P(attribute): probability of the entity at the place
+that is asked for, of the answer that the counterfactual run gives (PROTOCOL.md 2). Edits are those of
+lib/analysis/fingerprint.py, by number.
 
 To add a claim: a `Measure` below, its row in docs/RULES.md (a test compares them), and `ledger.row` in the notebook
 that measures it.
@@ -27,6 +28,7 @@ from lib.errors import UserError
 AXES, LINES = ("left-right", "above-below"), ("centred", "shifted")
 FILE = "ledger.json"
 LEAST = 5  # units (pairs, entities, scenes): an interval from fewer says nothing
+NAMED = 0.5  # C5: share of answers after a step of the ladder that must name a candidate
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class Measure:
 
     threshold: reproduced if the whole interval lies above it. paper: the paper's value, maybe in words. excludes: the
     rival explanation that predicts a value at or below the threshold. least: units that a verdict needs; too_few: the
-    verdict with fewer.
+    verdict with fewer. named: share of answers that must name one of the two candidates, or the model is confused and
+    the metric *not testable*.
     """
 
     claim: str
@@ -46,15 +49,22 @@ class Measure:
     excludes: str = ""
     least: int = LEAST
     too_few: str = "inconclusive"
+    named: float = 0.0
 
     @property
     def rule(self) -> str:
-        return f"95 % interval above {self.threshold:g}"
+        condition = f", {self.named:.0%} of answers name a candidate" if self.named else ""
+        return f"95 % interval above {self.threshold:g}{condition}"
 
-    def verdict(self, low: float | None, high: float | None, n: int) -> str:
-        """In one phrase; low and high are None where there was nothing to measure."""
+    def verdict(self, low: float | None, high: float | None, n: int, named: float | None = None) -> str:
+        """In one phrase; low and high are None where there was nothing to measure.
+
+        named: the share of answers that name a candidate, None where nobody counted them.
+        """
         if n < self.least:
             return self.too_few
+        if self.named and (named is None or named < self.named):
+            return "not testable"
         if low is None or high is None:
             return "inconclusive"
         if not low <= high:
@@ -97,13 +107,16 @@ MEASURES = {
         Measure("C5", "order_lost_named", 0.5, "most of it",
                 "share of P(target) - P(opposite), among the probability of these two answers, that is gone on the "
                 "ladder's last step (every object alone in the middle)",
-                "damage by unusual tokens that sends answers to other words"),
+                "damage by unusual tokens that sends answers to other words",
+                named=NAMED),
         Measure("C5", "order_lost_own_place", 0.5, "not separated",
                 "the same on the step before (every object alone at its own place)",
-                "a code of an object's own place, which this step leaves untouched"),
+                "a code of an object's own place, which this step leaves untouched",
+                named=NAMED),
         Measure("C5", "order_left_named", 0.0, "some of it",
                 "P(target) - P(opposite), among the probability of these two answers, on the ladder's last step",
-                "an encoder that is the only source of order: 0 exactly over mirrored pairs"),
+                "an encoder that is the only source of order: 0 exactly over mirrored pairs",
+                named=NAMED),
         Measure("C6", "backup_beyond_floor", 0.5, "flips in layers 11-20 of 28",
                 "largest effect over slots of object interchange (edit 1) with both runs ablated, minus the effect at "
                 "slot 0",
@@ -135,9 +148,10 @@ def by_claim() -> list[tuple[str, Measure]]:
     return sorted(MEASURES.items(), key=lambda item: item[1].claim)
 
 
-def row(metric: str, estimate: Estimate, notebook: str, cell: str, **where: str) -> dict:
-    """One ledger row. cell: the tag of the cell that made the value. where: `setting`, and `axis` and `lines` (centred
-    or shifted) for a metric that has a row for each (`AXES`, `LINES`)."""
+def row(metric: str, estimate: Estimate, notebook: str, cell: str, named: float | None = None, **where: str) -> dict:
+    """One ledger row. cell: the tag of the cell that made the value. named: the share of answers that name a candidate,
+    for a metric whose rule asks for it. where: `setting`, and `axis` and `lines` (centred or shifted) for a metric that
+    has a row for each (`AXES`, `LINES`)."""
     value, low, high = (float(x) if np.isfinite(x) else None for x in (estimate.value, estimate.low, estimate.high))
     if set(where) - {"setting", "axis", "lines"}:
         raise ValueError(f"a ledger row stands at a setting, an axis and lines, not at {', '.join(where)}")
@@ -156,7 +170,8 @@ def row(metric: str, estimate: Estimate, notebook: str, cell: str, **where: str)
         "n": int(estimate.n),
         "paper": measure.paper,
         "rule": measure.rule,
-        "verdict": measure.verdict(low, high, estimate.n),
+        **({"named": float(named)} if measure.named and named is not None else {}),
+        "verdict": measure.verdict(low, high, estimate.n, named),
         "notebook": notebook,
         "cell": cell,
     }

@@ -14,7 +14,7 @@ CAPTIONS = {
     "02-ladder": "Order that is left (solid) as the background, the neighbours and the place of each object are taken "
     "away in turn; dotted, answers that name neither object.",
     "02-ablation": "Correct answers after the paper's ordering ablation, published checkpoints (as counted by the "
-    "paper's authors) beside the embedded models.",
+    "paper's authors) beside the embedded models; hollow, most answers name neither object.",
     "02-positions": "What is left after the ablation when the position numbers of the language model are changed: "
     "if token places carry it, it follows the numbers.",
     "03-components": "Attention and MLP outputs, and every head, patched one at a time: which of them move the answer "
