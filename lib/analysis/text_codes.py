@@ -192,10 +192,10 @@ def place(vlm: VLM, kind: str, n: int = 6, draws: int = 2, seed: int = 0) -> pd.
 
 
 def _sweep(study: Study, words: Sequence[str]) -> pd.DataFrame:
-    layers = range(len(study.vlm.layers))
+    edits, layers = _edits(positions(study), words), range(len(study.vlm.layers))
     return sweep(
-        study.vlm, study.clean, study.counterfactual, _edits(positions(study), words), study.ids, study.roles, (RESIDUAL,),
-        study.labels, layers, progress=False,
+        study.vlm, study.clean, study.counterfactual, edits, study.ids, study.roles, (RESIDUAL,), study.labels, layers,
+        progress=False,
     )  # fmt: skip
 
 
@@ -330,3 +330,57 @@ def table(vlm: VLM, n: int = 6, draws: int = 2, seed: int = 0) -> pd.DataFrame:
     if not parts:
         raise UserError(f"{vlm.name} answers too few questions about lines of three squares for this section.")
     return pd.concat(parts, ignore_index=True)
+
+
+def headline(found: pd.DataFrame) -> list[str]:
+    """What the table says, a sentence each about the reference's word, the last token and the direction."""
+    rows, two = found[found["axis"] == "all"], components.two
+    place = rows[(rows["code"] == "place") & (rows["source"] == "picture")]
+    out = []
+    if "both" in set(place["kind"]):
+        out += [_read_or_used(place[place["kind"] == "both"])]
+    for kind, said in KINDS.items():
+        last = rows[(rows["code"] == "place") & (rows["kind"] == kind) & (rows["token"] == "last")]
+        if len(last):
+            top = {name: part.loc[part["effect"].idxmax()] for name, part in last.groupby("source")}
+            shown, blank = top["picture"], top["empty canvas"]
+            out.append(
+                f"Last token, from a picture in which the reference differs in {said}: at most {two(shown['effect'])} "
+                f"[{two(shown['low'])}, {two(shown['high'])}] of the way, at slot {shown['slot']} (null: "
+                f"{two(shown['null'])}); from an empty canvas: {two(blank['effect'])} (n = {shown['n']})."
+            )
+    asked = rows[rows["code"] == "direction"]
+    for source, part in asked.groupby("source", sort=False):
+        named = [f"{WORDS[token]} at slot {_spans(own)}" for token, own in _carrying(part)]
+        said = f"is carried by {', '.join(named)}" if named else "is carried by no token"
+        out.append(f"The direction asked for, as questions about {_about(source)} give it, {said}.")
+    return out
+
+
+def _read_or_used(place: pd.DataFrame) -> str:
+    """Is the reference's place readable on words behind it, and does it move the answer when patched?"""
+    words = place[place["token"].isin(("reference", "noun"))]
+    best, used = words.loc[words["readable"].idxmax()], place[place["token"] != "last"]
+    top = used.loc[used["effect"].idxmax()]
+    readable = "is readable" if best["readable"] > best["readable_null"] else "is not readable"
+    moves = "moves" if used["carries"].any() else "does not move"
+    return (
+        f"The reference's place {readable} on its word and the noun behind it: at best {best['readable']:.0%} of pairs "
+        f"agree, at {WORDS[best['token']]}, slot {best['slot']} (random signs: {best['readable_null']:.0%}). Patching "
+        f"words of the question {moves} the answer: at most {components.two(top['effect'])} of the way (null: "
+        f"{components.two(top['null'])}; n = {top['n']})."
+    )
+
+
+def _carrying(rows: pd.DataFrame):
+    chosen = rows[rows["carries"] & (rows["token"] != "all words")]
+    return [(name, chosen[chosen["token"] == name]) for name in WORDS if (chosen["token"] == name).any()]
+
+
+def _spans(rows: pd.DataFrame) -> str:
+    slots = sorted(rows["slot"])
+    return str(slots[0]) if len(slots) == 1 else f"{slots[0]} to {slots[-1]}"
+
+
+def _about(source: str) -> str:
+    return "an empty canvas" if source == "empty canvas" else "pictures"
