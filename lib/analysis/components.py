@@ -90,7 +90,8 @@ def with_same_answer(study: Study, draws: int = 2, seed: int = 0) -> list[Study]
     """The null: studies whose counterfactual asks the clean question of another picture that has the same answer.
 
     The entity at the end that is not asked for becomes one that the clean picture does not show, another one in every
-    draw. Pictures differ as much as one object, the answer not at all.
+    draw. Pictures differ as much as one object, the answer not at all. Other entities are drawn from the built-in ones
+    of the setting, also where a pair shows pictures from a folder.
     """
     rng, drawn = np.random.default_rng(seed), [[] for _ in range(draws)]
     for pair in study.pairs:

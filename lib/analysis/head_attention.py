@@ -120,11 +120,12 @@ def looks_headline(looks: pd.DataFrame) -> str:
     """Where the heads of `regions` look, taken together."""
     mean = looks.groupby("region")["attention"].mean()
     asked = "the object asked for" if mean["asked"] >= mean["asked strip"] else "the background of its strip"
+    share = {region: f"{value:.0%}" for region, value in mean.items()}
     return (
-        f"Together these heads give {mean['asked']:.0%} of their attention to the object on the side asked for, "
-        f"{mean['asked strip']:.0%} to the background of its strip, {mean['elsewhere']:.0%} to other background, "
-        f"{mean['reference']:.0%} to the reference, {mean['other']:.0%} to the opposite object and {mean['text']:.0%} "
-        f"to text: of the strip asked for, they look most at {asked}."
+        f"Together these heads (n = {looks['n'].max()} pairs, both pictures) give {share['asked']} of their attention "
+        f"to the object on the side asked for, {share['asked strip']} to the background of its strip, "
+        f"{share['elsewhere']} to other background, {share['reference']} to the reference, {share['other']} to the "
+        f"opposite object and {share['text']} to text: of the strip asked for, they look most at {asked}."
     )
 
 

@@ -2,10 +2,10 @@
 
 Two codes are looked for, token by token and slot by slot of the residual stream. *Place*: where the reference stands,
 written on a token of the question when the picture is read. *Direction*: which side is asked for, a code of words that
-needs no picture. Rules, written before any value was known: a token *carries* a code where the lower end of the patch's
-95 % interval lies above the largest effect that any null has on the same token, over all slots and draws, and the
-effect is at least `SMALLEST`; a code is *readable* where the agreement of pairs lies above the 95 % point of what
-random signs give, the largest of all tokens and slots.
+needs no picture. A token *carries* a code where the lower end of the patch's 95 % interval lies above the largest effect that
+any null has on the same token, over all slots and draws, and the effect is at least `SMALLEST`; this rule was written
+before the first run. A code is *readable* where the agreement of pairs lies above the 95 % point of what random signs
+give, the largest of all tokens and slots; this one was added after a first run had shown agreements without a null.
 """
 
 from __future__ import annotations

@@ -73,12 +73,14 @@ def _heat_map(axis, rows: pd.DataFrame, column: str):
 
 # title, column, and the rows that are shown: code, kind, source
 CODES = (
-    ("direction: added from pictures", "effect", "direction", "question", "picture"),
-    ("direction: added from an empty canvas", "effect", "direction", "question", "empty canvas"),
-    ("reference's place: readable", "readable", "place", "both", "picture"),
-    ("reference's place: patched", "effect", "place", "both", "picture"),
-    ("place in line alone: patched", "effect", "place", "order", "picture"),
-    ("place on the canvas alone: patched", "effect", "place", "canvas", "picture"),
+    ("direction,\nfrom pictures", "effect", "direction", "question", "picture"),
+    ("direction, from\nan empty canvas", "effect", "direction", "question", "empty canvas"),
+    ("reference's place,\nreadable", "readable", "place", "both", "picture"),
+    None,
+    ("reference's place,\nfrom a picture", "effect", "place", "both", "picture"),
+    ("the same, from\nan empty canvas", "effect", "place", "both", "empty canvas"),
+    ("place in the\nline alone", "effect", "place", "order", "picture"),
+    ("place on the\ncanvas alone", "effect", "place", "canvas", "picture"),
 )
 
 
@@ -89,15 +91,20 @@ def text_codes(table: pd.DataFrame, words: dict[str, str]):
     that were not tried are empty.
     """
     table = table[table["axis"] == "all"]
-    figure, axes = figures.panels(2, 3, height=2.0, sharex=True, sharey=True)
-    for axis, (title, column, code, kind, source) in zip(axes.flat, CODES, strict=True):
+    figure, axes = figures.panels(2, 4, height=1.9, sharex=True, sharey=True)
+    for axis, panel in zip(axes.flat, CODES, strict=True):
+        if panel is None:
+            axis.set_axis_off()
+            continue
+        title, column, code, kind, source = panel
         own = table[(table["code"] == code) & (table["kind"] == kind) & (table["source"] == source)]
-        axis.set_title(f"{title}\n(n = {own['n'].max() if len(own) else 0})", fontsize=7)
+        axis.set_title(f"{title} (n = {own['n'].max() if len(own) else 0})", fontsize=6.5)
         image = _code_map(axis, own, column, list(words))
-    axes[0, 0].set_yticks(range(len(words)), words.values(), fontsize=7)
+    for row in axes:
+        row[0].set_yticks(range(len(words)), words.values(), fontsize=7)
     for axis in axes[1]:
         axis.set_xlabel("slot")
-    figure.colorbar(image, ax=axes, shrink=0.6, extend="max", label="share of the way (readable: share of pairs)")
+    figure.colorbar(image, ax=axes, shrink=0.7, extend="max", label="share of the way; readable: of pairs")
     null = Patch(facecolor=PALE, edgecolor=HATCH, hatch="////", label="no more than the null, or below .05")
     figure.legend(handles=[null], loc="outside lower center")
     return figure
@@ -120,7 +127,7 @@ def _code_map(axis, rows: pd.DataFrame, column: str, words: list[str]):
             cell = {"facecolor": PALE, "edgecolor": HATCH, "hatch": "////", "linewidth": 0}
             axis.add_patch(Rectangle((k - 0.5, row - 0.5), 1, 1, **cell))
         elif len(slots) <= MOST_NUMBERS:
-            text = f"{value:.2f}".replace("0.", ".", 1)
+            text = f"{value:.2f}".replace("0.", ".", 1).replace("1.00", "1")
             axis.text(k, row, text, ha="center", va="center", fontsize=6, color="white" if value < 0.6 else "black")
     axis.set_xticks(range(0, len(slots), 1 if len(slots) <= MOST_NUMBERS else 4))
     return image
