@@ -2,10 +2,12 @@
 
 Two codes are looked for, token by token and slot by slot of the residual stream. *Place*: where the reference stands,
 written on a token of the question when the picture is read. *Direction*: which side is asked for, a code of words that
-needs no picture. A token *carries* a code where the lower end of the patch's 95 % interval lies above the largest effect that
-any null has on the same token, over all slots and draws, and the effect is at least `SMALLEST`; this rule was written
-before the first run. A code is *readable* where the agreement of pairs lies above the 95 % point of what random signs
-give, the largest of all tokens and slots; this one was added after a first run had shown agreements without a null.
+needs no picture.
+
+A token *carries* a code where the lower end of the 95 % interval of the patch lies above the largest effect of any null
+on the same token, over slots and draws, and the effect is at least `SMALLEST`; this rule was written before the
+first run. A code is *readable* where the agreement of pairs lies above the 95 % point of what random signs give, the
+largest of all tokens and slots; this one was added after a first run had shown agreements without a null.
 """
 
 from __future__ import annotations
@@ -324,16 +326,19 @@ def _summary(tables: dict[str, list[pd.DataFrame]], toward: str, seed: int) -> p
 
 
 def table(vlm: VLM, n: int = 6, draws: int = 2, seed: int = 0) -> pd.DataFrame:
-    """Both codes of a model: the rows of `place` of every kind and of `direction`, as far as it answers the pairs."""
+    """Both codes of a model: the rows of `place` of every kind and of `direction`, as far as it answers the pairs.
+
+    No rows where it answers too few of all of them.
+    """
     parts = [place(vlm, kind, n, draws, seed) for kind in KINDS] + [direction(vlm, n, draws, seed)]
     parts = [part for part in parts if part is not None]
-    if not parts:
-        raise UserError(f"{vlm.name} answers too few questions about lines of three squares for this section.")
-    return pd.concat(parts, ignore_index=True)
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["axis", "code", "source"])
 
 
 def headline(found: pd.DataFrame) -> list[str]:
     """What the table says, a sentence each about the reference's word, the last token and the direction."""
+    if not len(found):
+        return [f"Fewer than {FEWEST} pairs of each design are answered correctly: nothing is shown here."]
     rows, two = found[found["axis"] == "all"], components.two
     place = rows[(rows["code"] == "place") & (rows["source"] == "picture")]
     out = []
