@@ -204,3 +204,15 @@ def test_two_probes_are_scored_each_on_its_own_pictures():
     maps = np.stack([perfect] * 4 + [flat] * 4)[:, None]
     found = background.unseen_beyond_bare(maps, np.stack([flat, flat]), strip)
     assert found.value == pytest.approx(0.5) and found.n == 8
+
+
+def test_lone_entities_are_read_token_by_token():
+    """A probe that says "first" of everything: right at the first place alone, and each object's shares sum to 1."""
+    vlm = tiny("reference")
+    lines = LineImages.of(vlm, "squares", scenes.ordered_triples("squares", vlm.grid)[:2], "horizontal")
+    constant = background.random_probe(background.order_probe(lines, [0, 1]), 0)
+    constant = replace(constant, weight=torch.zeros_like(constant.weight), bias=torch.tensor([1.0, 0.0, 0.0]))
+    found = background.lone_readings(vlm, constant, "squares", "horizontal")
+    assert len(found) == 3 * 3 * len(scenes.entities("squares", vlm.grid))
+    assert (found["share"] == (found["read"] == 0)).all()
+    assert np.allclose(found.groupby("image")["share"].sum(), 1)

@@ -23,6 +23,7 @@ from lib.engine.vlm import VLM
 from lib.stimuli import token_sets
 from lib.stimuli.grids import Grid
 from lib.stimuli.questions import DIRECTIONS, ORIENTATION, line_item
+from lib.stimuli.scenes import entities
 
 FLAT = 1e-5  # a map whose probabilities vary by less (root mean square) is flat: rounding in float32 reaches 1e-7
 
@@ -230,6 +231,22 @@ def readings(probe: Probe, lines: LineImages) -> pd.DataFrame:
         shares |= {"absolute_shuffled": frequency[:, absolute[where]].mean(1)}
         parts.append(pd.DataFrame({"image": np.arange(len(found)), "part": part, **shares}))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["image", "part"])
+
+
+def lone_readings(vlm: VLM, probe: Probe, setting: str, orientation: str) -> pd.DataFrame:
+    """What a probe of the ordinal place says of entities that stand alone in each of the three places.
+
+    One row per picture and reading: image, place, read (0 first, 1 middle, 2 last), share (of the object's tokens). An
+    entity alone is first, middle and last at once: a probe of order alone has no reason to prefer its own place.
+    """
+    alone = [
+        tuple(e if k == place else None for k in range(3)) for e in entities(setting, vlm.grid) for place in range(3)
+    ]
+    objects = LineImages.of(vlm, setting, alone, orientation).objects
+    said = probe.probabilities(objects.x).argmax(-1).cpu().numpy()
+    rows = pd.DataFrame({"image": objects.image, "place": objects.place})
+    parts = [rows.assign(read=k, share=(said == k).astype(float)) for k in range(3)]
+    return pd.concat(parts).groupby(["image", "place", "read"], as_index=False)["share"].mean()
 
 
 def unseen_place(places: Sequence[LineImages], left_out: int, recipe: str = "adamw", seed: int = 0) -> np.ndarray:

@@ -90,7 +90,8 @@ def with_same_answer(study: Study, draws: int = 2, seed: int = 0) -> list[Study]
     """The null: studies whose counterfactual asks the clean question of another picture that has the same answer.
 
     The entity at the end that is not asked for becomes one that the clean picture does not show, another one in every
-    draw. Pictures differ as much as one object, the answer not at all.
+    draw. Pictures differ as much as one object, the answer not at all. Other entities are drawn from the built-in ones
+    of the setting, also where a pair shows pictures from a folder.
     """
     rng, drawn = np.random.default_rng(seed), [[] for _ in range(draws)]
     for pair in study.pairs:
@@ -196,30 +197,45 @@ def stretched(clean: dict, source: dict, donor: dict, seed: int = 0) -> dict:
 
 
 class GivenStates(QuestionTokens):
-    """Patches that write given states, as `stretched` makes them, in place of those of a run."""
+    """Patches that write given states, as `stretched` makes them, in place of those of a run.
 
-    def __init__(self, vlm: VLM, pairs: Pairs, patches: Sequence[Patch], baseline: dict, given: dict):
+    given: {(site name, slot): [pair, token, width]}. columns: which of these tokens each edit writes, by its name.
+    """
+
+    def __init__(
+        self, vlm: VLM, pairs: Pairs, patches: Sequence[Patch], baseline: dict, given: dict, columns: dict[str, list]
+    ):
         super().__init__(vlm, pairs, patches, baseline, progress=False)
+        rows = torch.as_tensor(pairs.numbers)
         for patch in patches:
-            token, rows = TOKENS.index(patch.columns["edit"]), torch.as_tensor(pairs.numbers)
-            own = {(patch.site.name, slot): given[patch.site.name, slot][rows, token, None] for slot in patch.slots}
+            chosen = columns[patch.columns["edit"]]
+            own = {(patch.site.name, slot): given[patch.site.name, slot][rows][:, chosen] for slot in patch.slots}
             self.states[patch.name] = own
+
+
+def given_sweep(study: Study, edits: dict[str, Interchange], sites: Sequence[Site], given: dict, columns: dict):
+    """The rows of `sweep` at every layer, with given states (see `GivenStates`) in place of the counterfactual run's.
+
+    Both unpatched runs are the study's.
+    """
+    vlm, layers = study.vlm, tuple(range(len(study.vlm.layers)))
+    patches = [
+        Patch(f"{name} {site.name}", edit, site, layers, {"site": site.name, "edit": name})
+        for name, edit in edits.items()
+        for site in sites
+    ]
+
+    def route(pairs):
+        return GivenStates(vlm, pairs, patches, {"site": "none", "edit": "none"}, given, columns)
+
+    results = Table(vlm, study.ids, study.roles, study.labels)
+    return run_pairs(results, study.clean, study.counterfactual, route, progress=False)
 
 
 def patched_with(study: Study, given: dict) -> pd.DataFrame:
     """`patched` with given states in place of the counterfactual run's; both unpatched runs are the study's."""
-    vlm, layers = study.vlm, tuple(range(len(study.vlm.layers)))
-    patches = [
-        Patch(f"{token} {site.name}", edit(study, token), site, layers, {"site": site.name, "edit": token})
-        for token in TOKENS
-        for site in sites(vlm)
-    ]
-
-    def route(pairs):
-        return GivenStates(vlm, pairs, patches, {"site": "none", "edit": "none"}, given)
-
-    results = Table(vlm, study.ids, study.roles)
-    rows = run_pairs(results, study.clean, study.counterfactual, route, progress=False)
+    edits, columns = {token: edit(study, token) for token in TOKENS}, {token: [k] for k, token in enumerate(TOKENS)}
+    rows = given_sweep(study, edits, sites(study.vlm), given, columns)
     return rows.assign(token=rows["edit"], layer=rows["slot"])
 
 

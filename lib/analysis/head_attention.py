@@ -120,11 +120,12 @@ def looks_headline(looks: pd.DataFrame) -> str:
     """Where the heads of `regions` look, taken together."""
     mean = looks.groupby("region")["attention"].mean()
     asked = "the object asked for" if mean["asked"] >= mean["asked strip"] else "the background of its strip"
+    share = {region: f"{value:.0%}" for region, value in mean.items()}
     return (
-        f"Together these heads give {mean['asked']:.0%} of their attention to the object on the side asked for, "
-        f"{mean['asked strip']:.0%} to the background of its strip, {mean['elsewhere']:.0%} to other background, "
-        f"{mean['reference']:.0%} to the reference, {mean['other']:.0%} to the opposite object and {mean['text']:.0%} "
-        f"to text: of the strip asked for, they look most at {asked}."
+        f"Together these heads (n = {looks['n'].max()} pairs, both pictures) give {share['asked']} of their attention "
+        f"to the object on the side asked for, {share['asked strip']} to the background of its strip, "
+        f"{share['elsewhere']} to other background, {share['reference']} to the reference, {share['other']} to the "
+        f"opposite object and {share['text']} to text: of the strip asked for, they look most at {asked}."
     )
 
 
@@ -203,8 +204,13 @@ class HeadPatches(Route):
         return site.hook(self.language, layer, lambda tensor: put(tensor, at, state))
 
 
-def sets_of_heads(ranked: Sequence[Head], counts: Sequence[int], draws: int, seed: int) -> dict[str, list[Head]]:
-    """The strongest heads, as many random other ones `draws` times, and all: {"kind count draw": heads}."""
+def sets_of_heads(
+    ranked: Sequence[Head], counts: Sequence[int] = (1, 2, 4, 8), draws: int = 6, seed: int = 0
+) -> dict[str, list[Head]]:
+    """The strongest heads, as many random other ones `draws` times, and all: {"kind count draw": heads}.
+
+    ranked: all heads that can matter at a token, the strongest first. Both causal checks take the same sets.
+    """
     rng, out = np.random.default_rng(seed), {f"all {len(ranked)} 0": list(ranked)}
     for count in (count for count in counts if 2 * count <= len(ranked)):
         out[f"top {count} 0"] = list(ranked[:count])
@@ -241,20 +247,13 @@ def _named(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(kind=parts[0], heads=numbers[1], draw=numbers[2])
 
 
-def cut_check(
-    study: Study,
-    ranked: Sequence[Head],
-    token: str,
-    counts: Sequence[int] = (1, 2, 4, 8),
-    draws: int = 6,
-    seed: int = 0,
-) -> pd.DataFrame:
+def cut_check(study: Study, sets: dict[str, Sequence[Head]], token: str, seed: int = 0) -> pd.DataFrame:
     """Does the answer need these heads' view of the picture? Accuracy with the strongest heads cut, and random ones.
 
-    ranked: all heads that can matter at the token, the strongest first. Columns token, kind (none, top, random, all),
-    heads (how many), n, accuracy, low, high, probability (of the clean answer), worst (lowest accuracy of a draw).
+    sets: as from `sets_of_heads`. Columns token, kind (none, top, random, all), heads (how many), n, accuracy, low,
+    high, probability (of the clean answer), worst (lowest accuracy of a draw).
     """
-    rows = cut_heads(study, sets_of_heads(ranked, counts, draws, seed), components.position(study, token))
+    rows = cut_heads(study, sets, components.position(study, token))
     rows = _named(rows[rows["role"] == "clean"]).assign(accuracy=lambda part: part["is_top"].astype(float))
     keys = ["kind", "heads"]
     out = statistics.summarise(rows, keys, "accuracy", seed=seed)
@@ -264,19 +263,13 @@ def cut_check(
     return out
 
 
-def together_check(
-    study: Study,
-    ranked: Sequence[Head],
-    token: str,
-    counts: Sequence[int] = (1, 2, 4, 8),
-    draws: int = 6,
-    seed: int = 0,
-) -> pd.DataFrame:
+def together_check(study: Study, sets: dict[str, Sequence[Head]], token: str, seed: int = 0) -> pd.DataFrame:
     """How many heads carry the answer over? The strongest heads patched together, and as many random ones.
 
-    Columns token, kind (top, random, all), heads, scale (probability, logit), n, effect, low, high.
+    sets: as from `sets_of_heads`. Columns token, kind (top, random, all), heads, scale (probability, logit), n, effect,
+    low, high.
     """
-    rows = _named(patch_together(study, sets_of_heads(ranked, counts, draws, seed), token))
+    rows = _named(patch_together(study, sets, token))
     keys, parts, goal = ["kind", "heads"], [], components.goals(study)[0]
     for scale in ("probability", "logit"):
         moved = components.shifts(rows, scale, goal, [*keys, "draw"])

@@ -71,6 +71,68 @@ def _heat_map(axis, rows: pd.DataFrame, column: str):
     return image
 
 
+# title, column, and the rows that are shown: code, kind, source
+CODES = (
+    ("direction,\nfrom pictures", "effect", "direction", "question", "picture"),
+    ("direction, from\nan empty canvas", "effect", "direction", "question", "empty canvas"),
+    ("reference's place,\nreadable", "readable", "place", "both", "picture"),
+    None,
+    ("reference's place,\nfrom a picture", "effect", "place", "both", "picture"),
+    ("the same, from\nan empty canvas", "effect", "place", "both", "empty canvas"),
+    ("place in the\nline alone", "effect", "place", "order", "picture"),
+    ("place on the\ncanvas alone", "effect", "place", "canvas", "picture"),
+)
+
+
+def text_codes(table: pd.DataFrame, words: dict[str, str]):
+    """Codes on tokens of the question, token by slot, with the null drawn in; returns the figure.
+
+    table: `lib.analysis.text_codes.table`. words: its names of tokens. Cells that the null explains are hatched, tokens
+    that were not tried are empty.
+    """
+    table = table[table["axis"] == "all"]
+    figure, axes = figures.panels(2, 4, height=1.9, sharex=True, sharey=True)
+    for axis, panel in zip(axes.flat, CODES, strict=True):
+        if panel is None:
+            axis.set_axis_off()
+            continue
+        title, column, code, kind, source = panel
+        own = table[(table["code"] == code) & (table["kind"] == kind) & (table["source"] == source)]
+        axis.set_title(f"{title} (n = {own['n'].max() if len(own) else 0})", fontsize=6.5)
+        image = _code_map(axis, own, column, list(words))
+    for row in axes:
+        row[0].set_yticks(range(len(words)), words.values(), fontsize=7)
+    for axis in axes[1]:
+        axis.set_xlabel("slot")
+    figure.colorbar(image, ax=axes, shrink=0.7, extend="max", label="share of the way; readable: of pairs")
+    null = Patch(facecolor=PALE, edgecolor=HATCH, hatch="////", label="no more than the null, or below .05")
+    figure.legend(handles=[null], loc="outside lower center")
+    return figure
+
+
+def _code_map(axis, rows: pd.DataFrame, column: str, words: list[str]):
+    """One panel; empty where the model answers too few pairs."""
+    slots = sorted(rows["slot"].unique()) or [0]
+    shape = {"index": words, "columns": slots}
+    beyond = rows.assign(beyond=rows["carries"] if column == "effect" else rows["readable"] > rows["readable_null"])
+    values, shown = (
+        part.pivot(index="token", columns="slot", values=name).reindex(**shape).to_numpy(dtype=float)
+        for part, name in ((rows, column), (beyond.assign(beyond=beyond["beyond"].astype(float)), "beyond"))
+    )
+    image = axis.imshow(values, vmin=0, vmax=1, cmap="cividis", aspect="auto")
+    for (row, k), value in np.ndenumerate(values):
+        if np.isnan(value):
+            continue
+        if not shown[row, k]:
+            cell = {"facecolor": PALE, "edgecolor": HATCH, "hatch": "////", "linewidth": 0}
+            axis.add_patch(Rectangle((k - 0.5, row - 0.5), 1, 1, **cell))
+        elif len(slots) <= MOST_NUMBERS:
+            text = f"{value:.2f}".replace("0.", ".", 1).replace("1.00", "1")
+            axis.text(k, row, text, ha="center", va="center", fontsize=6, color="white" if value < 0.6 else "black")
+    axis.set_xticks(range(0, len(slots), 1 if len(slots) <= MOST_NUMBERS else 4))
+    return image
+
+
 def checks(together: pd.DataFrame, cut: pd.DataFrame):
     """Heads patched together, and heads cut off from the picture, against as many random others; returns the figure."""
     figure, axes = figures.panels(1, 2, height=2.5)
