@@ -216,3 +216,86 @@ def test_lone_entities_are_read_token_by_token():
     assert len(found) == 3 * 3 * len(scenes.entities("squares", vlm.grid))
     assert (found["share"] == (found["read"] == 0)).all()
     assert np.allclose(found.groupby("image")["share"].sum(), 1)
+
+
+# --- several probes and places --------------------------------------------------------------------------------
+
+
+def test_mean_maps_are_averages_over_images_by_name():
+    shown, other = planted(noise=1.0, count=3), planted("vertical", count=1)
+    table = background.mean_maps({"shown": shown, "other": other})
+    for name, maps in (("shown", shown), ("other", other)):
+        own = table[table["map"] == name]
+        assert own["token"].tolist() == list(range(TOKENS))
+        assert np.array_equal(own[["first", "middle", "last"]], maps.mean(0))
+
+
+def test_maps_of_both_axes_have_upright_strips():
+    where = token_sets.background(GRID, "horizontal")
+    found = {axis: (planted(axis, count=4), planted(axis, count=2)) for axis in AXES}
+    shown, bare = background.both_axes(found, where)
+    assert shown.shape == (4, 2, len(where), 3) and bare.shape == (2, 2, len(where), 3)
+    assert (shown == planted()[0][where]).all() and (bare == planted()[0][where]).all()
+
+
+def test_controls_read_the_test_pictures_only():
+    lines = line("absolute", 2, 0)
+    probe = background.order_probe(lines, [0, 1])
+    found = background.control_maps(lines, probe, [0, 1], [3], shuffles=2, random_probes=3)
+    assert {name: maps.shape for name, maps in found.items()} == {
+        "shuffled": (1, 2, TOKENS, 3),
+        "random": (1, 3, TOKENS, 3),
+    }
+    for k in range(2):
+        shuffled = background.order_probe(lines, [0, 1], shuffled=k)
+        assert np.allclose(found["shuffled"][:, k], background.token_maps(shuffled, lines.images[[3]]))
+    for k in range(3):
+        drawn = background.token_maps(background.random_probe(probe, k), lines.images[[3]])
+        assert np.allclose(found["random"][:, k], drawn)
+
+
+def test_probes_read_pictures_of_entities_that_they_never_saw(monkeypatch):
+    vlm, trained, train = tiny("reference"), [], background.order_probe
+
+    def recorded(lines, images, **options):
+        trained.append(lines)
+        return train(lines, images, **options)
+
+    monkeypatch.setattr(background, "order_probe", recorded)
+    empty = vlm.encode([scenes.line_scene((None,) * 3, vlm.grid, "horizontal").image(vlm.grid.canvas)], progress=False)
+    maps, bare = background.unseen_entities(vlm, "squares", "horizontal", empty)
+    one, other = ({entity for triple in lines.triples for entity in triple} for lines in trained)
+    assert not one & other and one | other == set(scenes.entities("squares", vlm.grid))
+    count = len(trained[0].triples)
+    probe = train(trained[0], range(count), seed=0)  # its maps are the first half, in both arrays
+    assert np.allclose(maps[: len(trained[1].triples)], background.token_maps(probe, trained[1].images), atol=1e-6)
+    assert len(maps) == sum(len(lines.triples) for lines in trained) and len(bare) == 2
+    assert np.allclose(bare[:1], background.token_maps(probe, empty), atol=1e-6)
+
+
+def test_shares_at_a_place_are_those_of_its_measures():
+    vlm = tiny("reference")
+    triples = scenes.ordered_triples("squares", vlm.grid)[:4]
+    places = [LineImages.of(vlm, "squares", triples, "horizontal", *place) for place in ((1, 0), (0, -1), (0, 1))]
+    probe = background.order_probe(places[0], range(4))
+    usual, moved = (background.shares_at_place(vlm, probe, places, number) for number in (0, 1))
+    names = {"probe of the usual place", "probe of all other places", "correct answers"}
+    assert set(usual["measure"]) == names  # both places agree there: nothing to tell
+    values = moved.set_index("measure")["value"]
+    assert values["probe of all other places"].tolist() == background.unseen_place(places, 1).tolist()
+    assert values["correct answers"].tolist() == background.correct_answers(vlm, places[1]).mean(1).tolist()
+    read = background.readings(probe, places[1])
+    for part, own in read.groupby("part"):
+        assert values[f"{part} tokens read as absolute"].tolist() == own["absolute"].tolist()
+    assert len(moved) == len(names) * 4 + read.drop(columns=["image", "part"]).size
+
+
+def test_no_statement_about_strips_where_the_probe_fails_on_objects():
+    text = background.strips_in_words(
+        {"squares": "reproduced", "shapes": "inconclusive"}, {"squares": 0.9, "shapes": 0.5}
+    )
+    squares, shapes = text.splitlines()
+    assert squares == "Strips on white, squares: reproduced."
+    assert shapes.startswith(
+        "Strips on white, shapes: inconclusive (the probe is correct on only 0.50 of object tokens"
+    )

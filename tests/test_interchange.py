@@ -1,6 +1,7 @@
 """Interchange of regions and of some of their tokens."""
 
 import numpy as np
+import pandas as pd
 
 from lib.analysis import effects, interchange
 from lib.patching.sweep import token_sweep
@@ -56,3 +57,17 @@ def test_interchanges_of_nothing_and_of_everything_are_the_baselines(small):
     flipped = effects.flipped(table).set_index(["edit", "pair"])["flipped"]
     clean = wide["clean", "none"].unstack("role")
     assert np.array_equal(flipped["nothing"].to_numpy() == 1, clean["counterfactual"] > clean["clean"])
+
+
+def test_doses_are_drawn_where_there_is_a_choice_and_named_by_region_tokens_and_draw(small):
+    every = interchange.strip_background_size(small.vlm.grid)
+    edits = interchange.dose_edits(small, [0, 2, every], draws=2, seed=5)
+    named = [f"{region} {dose}" for region in interchange.DOSES for dose in ("0 0", "2 0", "2 1", f"{every} 0")]
+    assert list(edits) == [*named, "in_place_background 0 0", "in_place_object 0 0", "in_place_both 0 0"]
+    second = interchange.partial_strips(small, 2, objects=False, seed=6)
+    assert np.array_equal(edits["background_strip 2 1"].targets, second.targets)
+    assert np.array_equal(edits["in_place_object 0 0"].targets, interchange.in_place(small, "object").targets)
+    table = interchange.by_dose(pd.DataFrame({"edit": ["none", *edits]}))
+    rows = list(table[["region", "tokens", "draw"]].itertuples(index=False, name=None))
+    assert rows[:4] == [("none", -1, -1), ("object", 0, 0), ("object", 2, 0), ("object", 2, 1)]
+    assert rows[-1] == ("in_place_both", 0, 0)

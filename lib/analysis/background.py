@@ -8,7 +8,8 @@ Image tokens are flat indices r * N + c. A token's *strip* is its place on the c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import permutations
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from jaxtyping import Float, Int
 from lib.analysis import statistics
 from lib.analysis.line_images import LineImages
 from lib.analysis.probes import Probe, shuffled_labels, train
+from lib.analysis.probes import score as probe_score
 from lib.engine.tensors import ImageTokens
 from lib.engine.vlm import VLM
 from lib.stimuli import token_sets
@@ -25,6 +27,7 @@ from lib.stimuli.grids import Grid
 from lib.stimuli.questions import DIRECTIONS, ORIENTATION, line_item
 from lib.stimuli.scenes import entities
 
+READABLE = 0.8  # share of object tokens on which a probe must be correct for its maps to mean anything
 FLAT = 1e-5  # a map whose probabilities vary by less (root mean square) is flat: rounding in float32 reaches 1e-7
 
 # --- the map and its strips -----------------------------------------------------------------------------------
@@ -51,6 +54,43 @@ def token_maps(probe: Probe, images: ImageTokens) -> Float[np.ndarray, "image to
     return probe.probabilities(images).cpu().numpy()
 
 
+def mean_maps(maps: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """Maps [image, token, label] averaged over images: columns token, first, middle, last, and map (its name)."""
+    places = ["first", "middle", "last"]
+    means = [pd.DataFrame(found.mean(0), columns=places).assign(map=name) for name, found in maps.items()]
+    return pd.concat(means).rename_axis("token").reset_index()
+
+
+def control_maps(
+    lines: LineImages, probe: Probe, training, testing, shuffles: int, random_probes: int, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """Maps [image, map, token, label] of the test pictures by probes that cannot know the order.
+
+    shuffled: trained like the order probe `probe`, on shuffled labels. random: of random directions in its place.
+    """
+    probes = {
+        "shuffled": [order_probe(lines, training, shuffled=seed + k, seed=seed) for k in range(shuffles)],
+        "random": [random_probe(probe, seed + k) for k in range(random_probes)],
+    }
+    images = lines.images[testing]
+    return {name: np.stack([token_maps(p, images) for p in each], 1) for name, each in probes.items()}
+
+
+def unseen_entities(
+    vlm: VLM, setting: str, orientation: str, bare: ImageTokens, seed: int = 0
+) -> tuple[Float[np.ndarray, "image token label"], Float[np.ndarray, "bare_map token label"]]:
+    """Maps of pictures whose entities the probe never saw, and the same probes' maps of pictures without objects.
+
+    Two probes, each trained on pictures of one half of the setting's entities, read the pictures of the other half. The
+    first half of the maps is the first probe's, in both arrays, as `unseen_beyond_bare` wants it.
+    """
+    halves = np.array_split(np.random.default_rng(seed).permutation(entities(setting, vlm.grid)), 2)
+    drawn = [LineImages.of(vlm, setting, list(permutations(half, 3)), orientation) for half in halves]
+    probes = [order_probe(lines, range(len(lines.triples)), seed=seed) for lines in drawn]
+    maps = [token_maps(probe, lines.images) for probe, lines in zip(probes, drawn[::-1], strict=True)]
+    return np.concatenate(maps), np.concatenate([token_maps(probe, bare) for probe in probes])
+
+
 def as_horizontal(maps: Float[np.ndarray, "image token label"], orientation: str) -> np.ndarray:
     """The maps as those of a horizontal line: maps of vertical lines are transposed.
 
@@ -60,6 +100,18 @@ def as_horizontal(maps: Float[np.ndarray, "image token label"], orientation: str
         return maps
     side = round(maps.shape[1] ** 0.5)
     return maps.reshape(len(maps), side, side, -1).swapaxes(1, 2).reshape(maps.shape)
+
+
+def both_axes(
+    found: Mapping[str, tuple[np.ndarray, np.ndarray]], where: token_sets.Tokens
+) -> tuple[Float[np.ndarray, "image axis token label"], Float[np.ndarray, "bare_map axis token label"]]:
+    """Maps of lines of both orientations, those of columns turned on their side, at the tokens `where` of a row.
+
+    found: for each orientation maps [image, token, label], and maps of pictures without objects.
+    """
+    turned = [[as_horizontal(maps, axis)[:, where] for maps in pair] for axis, pair in found.items()]
+    shown, bare = (np.stack(each, axis=1) for each in zip(*turned, strict=True))
+    return shown, bare
 
 
 def strip_index(grid: Grid, orientation: str) -> Int[np.ndarray, " token"]:
@@ -115,7 +167,7 @@ def strip_score_estimate(
 
 def beyond_bare(
     maps: Float[np.ndarray, "image map token label"],
-    bare: Float[np.ndarray, "bare_map token label"],
+    bare: Float[np.ndarray, "... token label"],
     strip: Int[np.ndarray, " token"],
     seed: int = 0,
 ) -> statistics.Estimate:
@@ -127,19 +179,36 @@ def beyond_bare(
 
 def unseen_beyond_bare(
     maps: Float[np.ndarray, "image map token label"],
-    bare: Float[np.ndarray, "bare_map token label"],
+    bare: Float[np.ndarray, "... token label"],
     strip: Int[np.ndarray, " token"],
     seed: int = 0,
 ) -> statistics.Estimate:
     """The same for two probes, each of which read one half of the pictures: the mean of both, each scored alone.
 
-    maps: the first probe's pictures, then as many of the second's. bare: maps of the first probe, then of the second.
+    maps: the first probe's pictures, then as many of the second's. bare: maps [bare_map, ...] of the first probe, then
+    of the second.
     The interval is the mean of both intervals, which is rather too wide than too narrow.
     """
     halves = zip(np.split(maps, 2), np.split(bare, 2), strict=True)
     both = [beyond_bare(shown, without, strip, seed) for shown, without in halves]
     value, low, high = (np.mean([getattr(each, key) for each in both]) for key in ("value", "low", "high"))
     return statistics.Estimate(float(value), float(low), float(high), sum(each.n for each in both))
+
+
+def strips_in_words(verdicts: Mapping[str, str], readable: Mapping[str, float]) -> str:
+    """A sentence per setting: the verdict on its strips, and whether the probe is good enough for one.
+
+    readable: by setting, the share of object tokens of test pictures on which the probe is correct.
+    """
+    lines = []
+    for setting, verdict in verdicts.items():
+        doubt = (
+            f" (the probe is correct on only {readable[setting]:.2f} of object tokens: a better probe might find strips "
+            "that it misses)"
+        )
+        doubt = doubt if readable[setting] < READABLE else ""
+        lines.append(f"Strips on white, {setting}: {verdict}{doubt}.")
+    return "\n".join(lines)
 
 
 def permutation_null(
@@ -274,3 +343,25 @@ def correct_answers(vlm: VLM, lines: LineImages) -> Float[np.ndarray, "image dir
     words = [item.candidates for item in items]
     found = vlm.answer(lines.images, [item.question for item in items], words, index, progress=False)
     return found.groupby("item")["is_top"].first().to_numpy(dtype=float).reshape(-1, len(directions))
+
+
+def shares_at_place(vlm: VLM, probe: Probe, places: Sequence[LineImages], number: int, seed: int = 0) -> pd.DataFrame:
+    """What is read from lines at one place of the canvas, and answered: columns image, measure, value (a share).
+
+    places: the same triples at several places; number: the one that counts. Measures: of object tokens, those whose
+    place in the line is predicted by the probe of the usual place (`probe`) and by a probe of all other places; correct
+    answers; and `readings` of tokens in conflict, where there are any.
+    """
+    lines = places[number]
+    shares = {
+        "probe of the usual place": np.array(probe_score(probe, lines.objects).groupby("image")["correct"].mean()),
+        "probe of all other places": unseen_place(places, number, seed=seed),
+        "correct answers": correct_answers(vlm, lines).mean(1),
+    }
+    table = pd.DataFrame(shares).rename_axis("image").reset_index().melt("image", var_name="measure")
+    read = readings(probe, lines)
+    if read.empty:
+        return table
+    read = read.melt(["image", "part"], var_name="reading")
+    read["measure"] = read.pop("part") + " tokens read as " + read.pop("reading")
+    return pd.concat([table, read], ignore_index=True)

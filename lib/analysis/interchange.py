@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 
 from lib.analysis.studies import Study, require_centred
 from lib.patching.edits import Interchange, swap
@@ -68,6 +69,31 @@ def in_place(study: Study, part: str) -> Interchange:
     require_centred(study.pairs)
     sets = np.stack([token_sets.part_tokens(study.vlm.grid, pair.orientation, part) for pair in study.pairs])
     return Interchange(sets, sets)
+
+
+DOSES = {"object": {}, "background_strip": {"objects": False}, "random": {"scattered": True}}  # of `partial_strips`
+
+
+def dose_edits(study: Study, counts: Sequence[int], draws: int, seed: int = 0) -> dict[str, Interchange]:
+    """Interchanges of more and more background tokens, and of whole parts in place; `by_dose` reads their names.
+
+    For each kind of DOSES and each count an interchange with so many background tokens, drawn `draws` times where there
+    is a choice; then `in_place` for the background, the objects and both.
+    """
+    every = strip_background_size(study.vlm.grid)
+    edits = {
+        f"{region} {count} {draw}": partial_strips(study, count, seed=seed + draw, **options)
+        for region, options in DOSES.items()
+        for count in counts
+        for draw in range(draws if 0 < count < every else 1)
+    }
+    return edits | {f"in_place_{part} 0 0": in_place(study, part) for part in ("background", "object", "both")}
+
+
+def by_dose(table: pd.DataFrame) -> pd.DataFrame:
+    """A sweep of `dose_edits` with columns region, tokens and draw: "none", -1 and -1 for the unpatched runs."""
+    names = table["edit"].where(table["edit"] != "none", "none -1 -1").str.split(" ", expand=True)
+    return table.assign(region=names[0], tokens=names[1].astype(int), draw=names[2].astype(int))
 
 
 def strip_background_size(grid: Grid) -> int:
