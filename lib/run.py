@@ -156,8 +156,9 @@ def compared(jobs: list[tuple[Model, Notebook]]) -> int:
     if places.record().resolve() == places.PUBLISHED.resolve():
         return 0
     runs = [(model.name, notebook.name) for model, notebook in jobs]
-    tables = [comparison.compare(*run) for run in runs if comparison.comparable(*run)]
-    text, agree = comparison.report(pd.concat(tables) if tables else pd.DataFrame())
+    left_out = {" ".join(run): why for run in runs if (why := comparison.why_not(*run))}
+    tables = [comparison.compare(*run) for run in runs if " ".join(run) not in left_out]
+    text, agree = comparison.report(pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(), left_out)
     say(text)
     return 0 if agree else 1
 

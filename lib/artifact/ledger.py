@@ -136,9 +136,14 @@ def by_claim() -> list[tuple[str, Measure]]:
 
 
 def row(metric: str, estimate: Estimate, notebook: str, cell: str, **where: str) -> dict:
-    """One ledger row. cell: the tag of the cell that made the value. where: `setting`, and `axis` and `lines` (centred
-    or shifted) for a metric that has a row for each (`AXES`, `LINES`)."""
-    value, low, high = (float(x) if np.isfinite(x) else None for x in (estimate.value, estimate.low, estimate.high))
+    """One ledger row, its verdict that of the digits that are filed.
+
+    cell: the tag of the cell that made the value. where: `setting`, and `axis` and `lines` (centred or shifted) for a
+    metric that has a row for each (`AXES`, `LINES`).
+    """
+    value, low, high = (
+        storage.significant(x) if np.isfinite(x) else None for x in (estimate.value, estimate.low, estimate.high)
+    )
     if set(where) - {"setting", "axis", "lines"}:
         raise ValueError(f"a ledger row stands at a setting, an axis and lines, not at {', '.join(where)}")
     if metric not in MEASURES:
