@@ -159,6 +159,7 @@ def row(metric: str, estimate: Estimate, notebook: str, cell: str, **where: str)
         "low": low,
         "high": high,
         "n": int(estimate.n),
+        "left_out": storage.significant(estimate.left_out),
         "paper": measure.paper,
         "rule": measure.rule,
         "verdict": measure.verdict(low, high, estimate.n),
@@ -173,6 +174,11 @@ def in_figures(row: dict) -> str:
         return "-"
     value, low, high = (f"{round(row[key], 2) + 0.0:.2f}" for key in ("value", "low", "high"))
     return f"{value} [{low}, {high}]"
+
+
+def of_other_draws(row: dict) -> str:
+    """What to say beside an interval from which draws of the bootstrap were left out; rows of older runs lack it."""
+    return f", {row['left_out']:.1%} of draws not finite" if row.get("left_out") else ""
 
 
 def where(row: dict) -> str:
@@ -208,7 +214,7 @@ def table(rows: list[dict]) -> pd.DataFrame:
             "claim": each["claim"],
             "metric": each["metric"],
             "where": where(each),
-            "value": in_figures(each),
+            "value": in_figures(each) + of_other_draws(each),
             "n": each["n"],
             "paper": each["paper"],
             "rule": each["rule"],
