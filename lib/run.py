@@ -26,7 +26,7 @@ from lib.artifact.manifests import Run
 from lib.artifact.notebooks import Notebook, choose_notebooks
 from lib.artifact.publishing import publish
 from lib.artifact.staleness import why_stale
-from lib.engine.checkpoints import Model, find_model, known_models, shipped
+from lib.engine.checkpoints import Model, check_reachable, find_model, known_models, shipped
 from lib.engine.embedded import DEFAULT, PLAN
 from lib.errors import UserError, cli, unknown
 from lib.places import show
@@ -156,8 +156,9 @@ def compared(jobs: list[tuple[Model, Notebook]]) -> int:
     if places.record().resolve() == places.PUBLISHED.resolve():
         return 0
     runs = [(model.name, notebook.name) for model, notebook in jobs]
-    tables = [comparison.compare(*run) for run in runs if comparison.comparable(*run)]
-    text, agree = comparison.report(pd.concat(tables) if tables else pd.DataFrame())
+    left_out = {" ".join(run): why for run in runs if (why := comparison.why_not(*run))}
+    tables = [comparison.compare(*run) for run in runs if " ".join(run) not in left_out]
+    text, agree = comparison.report(pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(), left_out)
     say(text)
     return 0 if agree else 1
 
@@ -313,6 +314,8 @@ def main(argv=None, notebooks_folder: Path = places.NOTEBOOKS, models_folder: Pa
         return 0
     values = choose_parameters(args.parameters, notebooks)
     jobs = choose_jobs(args.model, notebooks, models_folder, args.all)
+    for source in dict.fromkeys(model.source for model, _ in jobs):
+        check_reachable(source)
     for name in {model.name for model, _ in jobs}:
         check_writable(places.record(name))
     return run_all(jobs, values, args.fresh, models_folder)

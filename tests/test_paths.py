@@ -11,7 +11,8 @@ import pytest
 from records import file_run, reseal
 
 from lib import files, places
-from lib.artifact import manifests, storage
+from lib.analysis.statistics import Estimate
+from lib.artifact import ledger, manifests, storage
 from lib.artifact.manifests import Run
 from lib.errors import UserError, unknown
 
@@ -26,12 +27,29 @@ def note():
     return storage.provenance("reference", 0, setting="squares", n=50)
 
 
-def test_csv_reads_back_exactly(tmp_path, table, note):
+def test_csv_reads_back_in_six_digits(tmp_path, table, note):
     path = storage.write_csv(table, tmp_path / "a/b/t.csv", note)
     back = storage.read_csv(path)
     assert list(back.condition[:2]) == ["none", "NA"] and pd.isna(back.condition[2])  # words are not missing values
-    np.testing.assert_array_equal(back.value, table.value)
+    np.testing.assert_array_equal(back.value, [0.333333, np.nan, 1e-17])
+    assert list(back.n) == [1, 2, 3] and back.n.dtype == int
     assert [p.name for p in path.parent.iterdir()] == ["t.csv"]
+    before = path.read_bytes()
+    assert storage.write_csv(back, path, note).read_bytes() == before  # once rounded, rounding changes nothing
+
+
+def test_numbers_that_differ_in_the_seventh_digit_leave_equal_files(tmp_path):
+    numbers = {"a": np.array([0.1234564, 1.0, -1e-9]), "b": np.float32([0.1, 2.5, -0.0]), "c": [12345678, 0, -1]}
+    table = pd.DataFrame(numbers)
+    first = storage.write_csv(table, tmp_path / "a.csv").read_text()
+    assert first == "a,b,c\n0.123456,0.1,12345678\n1.0,2.5,0\n-1e-09,0.0,-1\n"
+    table.loc[0, "a"] += 1e-8
+    assert storage.write_csv(table.astype({"b": float}), tmp_path / "a.csv").read_text() == first
+
+
+def test_a_verdict_is_that_of_the_digits_that_are_filed():
+    rows = [ledger.row("strip_code", Estimate(0.7, 0.5 + more, 0.8, 50), "02_x", "c") for more in (0, 1e-9)]
+    assert rows[0] == rows[1] and rows[0]["verdict"] == "inconclusive"
 
 
 def test_json_reads_back_and_takes_numpy(tmp_path, note):

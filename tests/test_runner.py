@@ -134,6 +134,7 @@ def test_without_a_model_the_plan_is_run(house, capsys):
 
 def test_the_revision_of_a_hub_model_is_recorded_once_it_has_been_downloaded(house, monkeypatch, capsys):
     cached = []
+    monkeypatch.setattr("lib.run.check_reachable", lambda source: None)
 
     def found_now(hub_id):
         cached.append(hub_id)

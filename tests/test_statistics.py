@@ -1,10 +1,13 @@
 """Statistics on data with known answers; the coverage of the intervals is measured by simulation."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from lib.analysis.statistics import bootstrap, detectable, difference, mean, proportion, rank_p, ratio, summarise
+from lib.artifact import ledger
 from lib.errors import UserError
 
 
@@ -108,6 +111,26 @@ def test_ratio_is_the_bootstrap_of_a_quotient():
     for below in ([0, 0], [1e-7, -2e-7]):  # nothing but rounding
         none = ratio([1, 2], below)
         assert np.isnan([none.value, none.low, none.high]).all() and none.n == 2
+
+
+def test_draws_that_are_not_finite_are_counted():
+    above, below = [1.0, 1.0, 1.0], [1.0, 0.0, 0.0]  # without the first unit the quotient is not finite: (2/3)^3
+    with np.errstate(divide="ignore"):
+        slow = bootstrap(lambda a, b: a.sum() / b.sum(), above, below)
+    for found in (ratio(above, below), slow):
+        assert found.value == 3 and np.isfinite([found.low, found.high]).all()
+        assert found.left_out == pytest.approx(8 / 27, abs=0.04)
+        assert re.search(r"n = 3; \d\d\.\d% of draws not finite", str(found))
+        row = ledger.row("net_gain", found, "05_x", "c")
+        assert row["left_out"] == pytest.approx(found.left_out) and "of draws" in ledger.table([row])["value"][0]
+    assert ratio(above, [1.0, 1.0, 1.0]).left_out == 0
+
+
+def test_without_a_finite_draw_there_is_no_interval():
+    once = iter([1.0])
+    found = bootstrap(lambda _: next(once, np.nan), [1, 2], resamples=5)
+    assert found.value == 1 and np.isnan([found.low, found.high]).all() and found.left_out == 1
+    assert ledger.row("net_gain", found, "05_x", "c")["verdict"] == "inconclusive"
 
 
 def test_detectable_difference_is_found_in_four_cases_of_five():

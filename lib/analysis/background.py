@@ -203,8 +203,8 @@ def strips_in_words(verdicts: Mapping[str, str], readable: Mapping[str, float]) 
     lines = []
     for setting, verdict in verdicts.items():
         doubt = (
-            f" (the probe is correct on only {readable[setting]:.2f} of object tokens: a better probe might find strips "
-            "that it misses)"
+            f" (the probe is correct on only {readable[setting]:.2f} of object tokens: a better probe might find "
+            "strips that it misses)"
         )
         doubt = doubt if readable[setting] < READABLE else ""
         lines.append(f"Strips on white, {setting}: {verdict}{doubt}.")

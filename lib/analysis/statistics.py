@@ -24,15 +24,20 @@ ROUNDING = 1e-6  # a mean below it counts as 0: the rounding error of sums in fl
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its interval and the count of units behind it."""
+    """A number with its interval and the count of units behind it.
+
+    left_out: share of the bootstrap's draws in which the statistic was not finite; the interval is that of the others.
+    """
 
     value: float
     low: float
     high: float
     n: int
+    left_out: float = 0.0
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] (n = {self.n})"
+        more = f"; {self.left_out:.1%} of draws not finite" if self.left_out else ""
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] (n = {self.n}{more})"
 
 
 def in_figures(value: float, low: float, high: float) -> str:
@@ -117,9 +122,10 @@ def bootstrap(
     level: float = LEVEL,
     seed: int = 0,
 ) -> Estimate:
-    """Any statistic of arrays whose rows are resampled together; resamples in which it is not finite are left out.
+    """Any statistic of arrays whose rows are resampled together.
 
-    Value and bounds are NaN if the statistic of all rows is not finite.
+    Resamples in which it is not finite are left out, and the estimate says their share. Value and bounds are NaN if
+    the statistic of all rows is not finite.
     """
     arrays = [np.asarray(array) for array in arrays]
     units = np.arange(len(arrays[0])) if units is None else np.unique(units, return_inverse=True)[1].ravel()
@@ -131,9 +137,7 @@ def bootstrap(
     for _ in range(resamples):
         rows = np.concatenate([members[k] for k in rng.integers(0, len(members), len(members))])
         draws.append(float(statistic(*(array[rows] for array in arrays))))
-    draws = np.array(draws)
-    low, high = np.quantile(draws[np.isfinite(draws)], _percentiles(len(members), level))
-    return Estimate(value, float(low), float(high), len(members))
+    return _of_draws(value, np.array(draws), len(members), level)
 
 
 def ratio(above, below, units=None, resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0) -> Estimate:
@@ -149,8 +153,14 @@ def ratio(above, below, units=None, resamples: int = RESAMPLES, level: float = L
         return Estimate(np.nan, np.nan, np.nan, len(sums))
     with np.errstate(invalid="ignore", divide="ignore"):
         draws = np.divide(*(_weights(len(sums), resamples, seed) @ sums).T)
-    low, high = np.quantile(draws[np.isfinite(draws)], _percentiles(len(sums), level))
-    return Estimate(value, float(low), float(high), len(sums))
+    return _of_draws(value, draws, len(sums), level)
+
+
+def _of_draws(value: float, draws: np.ndarray, units: int, level: float) -> Estimate:
+    """The percentile interval of the finite draws; NaN where there is none."""
+    finite = draws[np.isfinite(draws)]
+    bounds = np.quantile(finite, _percentiles(units, level)) if len(finite) else (np.nan, np.nan)
+    return Estimate(value, float(bounds[0]), float(bounds[1]), units, 1 - len(finite) / len(draws))
 
 
 def difference(first, second, **options) -> Estimate:

@@ -149,10 +149,15 @@ def by_claim() -> list[tuple[str, Measure]]:
 
 
 def row(metric: str, estimate: Estimate, notebook: str, cell: str, named: float | None = None, **where: str) -> dict:
-    """One ledger row. cell: the tag of the cell that made the value. named: the share of answers that name a candidate,
-    for a metric whose rule asks for it. where: `setting`, and `axis` and `lines` (centred or shifted) for a metric that
-    has a row for each (`AXES`, `LINES`)."""
-    value, low, high = (float(x) if np.isfinite(x) else None for x in (estimate.value, estimate.low, estimate.high))
+    """One ledger row, its verdict that of the digits that are filed.
+
+    cell: the tag of the cell that made the value. named: the share of answers that name a candidate, for a metric whose
+    rule asks for it. where: `setting`, and `axis` and `lines` (centred or shifted) for a metric that has a row for each
+    (`AXES`, `LINES`).
+    """
+    value, low, high = (
+        storage.significant(x) if np.isfinite(x) else None for x in (estimate.value, estimate.low, estimate.high)
+    )
     if set(where) - {"setting", "axis", "lines"}:
         raise ValueError(f"a ledger row stands at a setting, an axis and lines, not at {', '.join(where)}")
     if metric not in MEASURES:
@@ -168,9 +173,10 @@ def row(metric: str, estimate: Estimate, notebook: str, cell: str, named: float 
         "low": low,
         "high": high,
         "n": int(estimate.n),
+        "left_out": storage.significant(estimate.left_out),
         "paper": measure.paper,
         "rule": measure.rule,
-        **({"named": float(named)} if measure.named and named is not None else {}),
+        **({"named": storage.significant(named)} if measure.named and named is not None else {}),
         "verdict": measure.verdict(low, high, estimate.n, named),
         "notebook": notebook,
         "cell": cell,
@@ -183,6 +189,11 @@ def in_figures(row: dict) -> str:
         return "-"
     value, low, high = (f"{round(row[key], 2) + 0.0:.2f}" for key in ("value", "low", "high"))
     return f"{value} [{low}, {high}]"
+
+
+def of_other_draws(row: dict) -> str:
+    """What to say beside an interval from which draws of the bootstrap were left out; rows of older runs lack it."""
+    return f", {row['left_out']:.1%} of draws not finite" if row.get("left_out") else ""
 
 
 def where(row: dict) -> str:
@@ -218,7 +229,7 @@ def table(rows: list[dict]) -> pd.DataFrame:
             "claim": each["claim"],
             "metric": each["metric"],
             "where": where(each),
-            "value": in_figures(each),
+            "value": in_figures(each) + of_other_draws(each),
             "n": each["n"],
             "paper": each["paper"],
             "rule": each["rule"],

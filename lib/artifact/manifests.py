@@ -2,7 +2,8 @@
 
 A record is a folder such as outputs/ (published) or runs/ (what this machine has run). In it, a folder for each model
 holds notebooks/, figures/, tables/, ledger.json and runs/<notebook>.json, the manifests. A manifest says what a run
-was made from and with, the SHA-256 of every result, and its ledger rows. What no manifest names is no result.
+was made from and with, the SHA-256 of every result, its ledger rows, and how far another machine's values may lie from
+them. What no manifest names is no result.
 
 How a run takes its place: the notebook writes into a folder of its own in <record>/.staged/. When it has ended,
 results and manifest lie there whole, and one rename of that folder to <record>/<model>/.committed-<notebook>/ is the
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lib import files, places
-from lib.artifact import ledger, storage
+from lib.artifact import ledger, storage, tolerances
 from lib.errors import UserError
 from lib.places import show
 
@@ -187,6 +188,7 @@ def commit(run: Run, folder: Path, facts: dict) -> dict:
         file = path.relative_to(folder).as_posix()
         results[file] = {"sha256": files.file_digest(path), **said.get(file, {})}
     whole = {"schema": SCHEMA, "model": run.model, "notebook": run.notebook, **facts}
+    whole["tolerance"] = tolerances.of_run(results, (row["metric"] for row in rows))
     manifest = json.loads(files.dump_json(whole | {"results": results, "ledger": rows}))  # as it reads back
     place(run, folder, manifest)
     return manifest

@@ -11,6 +11,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from lib import files, places
@@ -19,6 +20,7 @@ from lib.files import dump_json
 from lib.places import CHECKOUT, ROOT, model_name, show
 
 PACKAGES = ("torch", "transformers", "numpy", "pandas", "scikit-learn")  # versions worth recording
+DIGITS = 6  # significant digits of every number that is filed: more of them differ from one processor to the next
 NOTES = ".notes.jsonl"  # in the staging folder: seed and parameters of each result, a line each
 
 
@@ -31,8 +33,14 @@ def write_bytes(path, content: bytes, provenance: dict | None = None) -> Path:
 
 
 def write_csv(df: pd.DataFrame, path, provenance: dict | None = None) -> Path:
-    """A DataFrame as CSV, floats in full precision, without its index."""
-    return write_bytes(path, df.to_csv(index=False, lineterminator="\n").encode(), provenance)
+    """A DataFrame as CSV, without its index, numbers in six significant digits."""
+    rounded = df.map(lambda value: significant(value) if isinstance(value, (float, np.floating)) else value)
+    return write_bytes(path, rounded.to_csv(index=False, lineterminator="\n").encode(), provenance)
+
+
+def significant(value: float) -> float:
+    """A number in the digits that are filed, never -0; NaN and infinity stay."""
+    return float(f"{value:.{DIGITS}g}") + 0.0
 
 
 def save_table(df: pd.DataFrame, name: str, model: str, seed: int = 0, **parameters) -> Path:

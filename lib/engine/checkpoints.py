@@ -115,10 +115,32 @@ def folder_digest(folder: Path) -> str:
 
 def hub_digest(hub_id: str) -> str:
     """Hub id and, once downloaded, the revision in the local cache (the loader checks those files itself)."""
+    config = cached(hub_id)
+    return f"{hub_id}@{Path(config).parent.name}" if config else hub_id
+
+
+def cached(hub_id: str, revision: str | None = None) -> str:
+    """The configuration of a hub model in the local cache; empty where it was never downloaded."""
     from huggingface_hub import try_to_load_from_cache
 
-    config = try_to_load_from_cache(hub_id, "config.json")
-    return f"{hub_id}@{Path(config).parent.name}" if isinstance(config, str) else hub_id
+    config = try_to_load_from_cache(hub_id, "config.json", revision=revision)
+    return config if isinstance(config, str) else ""
+
+
+def check_reachable(source: str, revision: str | None = None) -> None:
+    """A UserError where a model has to be downloaded and its hub does not answer; without it the download is tried for
+    half a minute and more, with a warning for each try. Nothing is asked about folders and models in the cache."""
+    from huggingface_hub import constants, get_session
+
+    if Path(source).is_dir() or cached(source, revision):
+        return
+    advice = "connect to the internet, or give a folder with the model"
+    if constants.HF_HUB_OFFLINE:
+        raise UserError(f"{source} is not in the cache, and HF_HUB_OFFLINE forbids to download it: {advice}")
+    try:
+        get_session().head(constants.ENDPOINT, timeout=5)  # by the hub's own client, which knows proxies
+    except Exception as error:  # of httpx or requests, by version
+        raise UserError(f"{source} is not in the cache, and {constants.ENDPOINT} does not answer: {advice}") from error
 
 
 def check_weights(folder: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from lib.engine.checkpoints import locate
+from lib.engine.checkpoints import check_reachable, locate
 from lib.engine.families import Family, family_of
 from lib.errors import UserError
 
@@ -45,6 +45,7 @@ def read(
     from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
     path = locate(name)
+    check_reachable(path, revision)
     if attn not in ("sdpa", "eager"):
         raise UserError(f"attn must be 'sdpa' or 'eager' (masks are edited), not {attn!r}.")
     device, dtype = _checked(device, dtype, device_map)

@@ -1,0 +1,58 @@
+"""How far a value may lie from the published one where another machine computes it; the one place that says so.
+
+A difference is relative where the published value is larger than 1. The runner writes what applies to a run into its
+manifest (lib/artifact/manifests.py), so that the tolerance stands in the record, with its reason where it is more than
+`DEFAULT`; the comparison reads it there.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+LEDGER = "ledger.json"
+DEFAULT = 1e-4  # processors with and without AVX-512 were found to agree ten times closer
+
+
+@dataclass(frozen=True)
+class Wider:
+    """A larger tolerance for some results, and why they need it.
+
+    results: paths in a model's folder, `LEDGER` for the ledger. of: columns of these tables, or metrics of the ledger.
+    """
+
+    results: tuple[str, ...]
+    of: tuple[str, ...]
+    tolerance: float
+    why: str
+
+
+PROBES = (
+    "training by AdamW ends elsewhere when the order of sums changes with the number of threads, and each accuracy "
+)
+PROBES += "is a count of tokens, some of which lie at the boundary between two places"
+WIDER = (
+    Wider(
+        ("tables/probes.csv", "figures/03-probes-embeddings.csv", "figures/03-probes-slots.csv"),
+        ("accuracy", "correct", "low", "high"),
+        0.02,
+        PROBES,
+    ),
+)
+
+
+def of_run(results: Iterable[str], metrics: Iterable[str]) -> dict:
+    """What a run's manifest states, from the paths of its results and the metrics of its ledger rows."""
+    present, measured = set(results), set(metrics)
+    wider = []
+    for each in WIDER:
+        for result in each.results:
+            of = [name for name in each.of if result != LEDGER or name in measured]
+            if of and (result in present or result == LEDGER):
+                wider.append({"result": result, "of": of, "tolerance": each.tolerance, "why": each.why})
+    return {"default": DEFAULT, "wider": wider}
+
+
+def allowed(stated: dict, result: str, of: str) -> float:
+    """How far a column of a table, or a metric of the ledger, may lie from its published value, as a manifest states
+    it."""
+    found = [each["tolerance"] for each in stated["wider"] if each["result"] == result and of in each["of"]]
+    return max(found, default=stated["default"])
