@@ -1,4 +1,4 @@
-"""Attention to image tokens with scaled logits: a factor of 1 changes nothing, others change logits and nothing else."""
+"""Attention to image tokens with scaled logits: a factor of 1 changes nothing, others the logits and nothing else."""
 
 import numpy as np
 import pandas as pd

@@ -18,6 +18,7 @@ from lib.analysis.enhancement import ItemRun
 from lib.engine.vlm import VLM
 from lib.errors import UserError
 from lib.stimuli.grids import ORIENTATIONS
+from lib.stimuli.questions import PHRASE, Item, SideItem
 
 BOTH = "both"  # both axes together, beside the names of the two
 
@@ -71,6 +72,26 @@ def fewer(asked: ItemRun, chosen: pd.DataFrame, failures: int, right: int, seed:
     """A part of a sampled run, with weights of its own; chosen: its sample, row by row."""
     part = sample(chosen.reset_index(drop=True), failures, right, seed)
     return replace(asked.rows(part.index.to_numpy()), weight=part["weight"].to_numpy())
+
+
+def one_token(vlm: VLM) -> Callable[[str], bool]:
+    """Whether a model has a name as one token, as answers must be: for `photographs.whatsup(keep=...)`."""
+
+    def known(name: str) -> bool:
+        try:
+            vlm.candidates([[name]])
+        except UserError:
+            return False
+        return True
+
+    return known
+
+
+def words(item: Item | SideItem) -> str:
+    """What is true in the item's picture, in a few words."""
+    if isinstance(item, SideItem):
+        return f"{item.subject} {PHRASE[item.relation]} {item.reference}"
+    return f"{item.question} {item.answer}"
 
 
 # --- what is found, axis by axis --------------------------------------------------------------------------------
