@@ -98,9 +98,10 @@ def words(item: Item | SideItem) -> str:
 
 
 def beyond_random(results: pd.DataFrame, condition: str, seed: int = 0) -> dict[str, statistics.Estimate]:
-    """`enhancement.beyond_random` along each axis, and along both: every sampled failure counts once."""
+    """`enhancement.beyond_random` along each axis and, if there are two, along both; each failure counts once."""
     axes = [axis for axis in ORIENTATIONS if (results["axis"] == axis).any()]
-    parts = {axis: results[results["axis"] == axis] for axis in axes} | {BOTH: results}
+    parts = {axis: results[results["axis"] == axis] for axis in axes}
+    parts |= {BOTH: results} if len(axes) > 1 else {}
     return {name: enhancement.beyond_random(part, condition, seed) for name, part in parts.items()}
 
 
