@@ -211,6 +211,18 @@ def test_nothing_to_repair_is_no_number():
     assert np.isnan(found["repaired"]) and found["broken"] == pytest.approx(0.25)
 
 
+def test_weights_count_rows_several_times():
+    """A sample in which the right items stand for four each gives what the whole table gives."""
+    whole = results([(k, k, 1.0, k >= 4, k % 3 > 0) for k in range(20)])
+    part = whole[(whole["item"] < 4) | (whole["item"] % 4 == 3)]
+    part = part.assign(weight=np.where(part["before"], 16 / part["before"].sum(), 1.0))
+    found, all_of_them = (enhancement.score(table).iloc[0] for table in (part, whole))
+    assert found["repaired"] == all_of_them["repaired"]
+    assert found["net"] == pytest.approx(0.2 * found["repaired"] - 0.8 * found["broken"])
+    once = enhancement.score(part.assign(weight=3.0)).iloc[0]  # only their ratio matters
+    assert once["strict_accuracy"] == pytest.approx(part["after"].mean())
+
+
 def test_alpha_is_chosen_on_the_other_fold():
     """On pure noise the best alpha in sample looks good, cross-fitted it does not."""
     rng, inside, honest = np.random.default_rng(0), [], []

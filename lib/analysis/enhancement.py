@@ -49,7 +49,7 @@ class ItemRun:
     """Items as a run of one model: every picture encoded once, side items asked in both option orders.
 
     item_of: the item of each row of the run. scene: the number of each item's picture, the unit of folds and
-    intervals.
+    intervals. weight: how many items each one stands for, where they are a sample (see enhancement_samples.py).
     """
 
     vlm: VLM
@@ -57,6 +57,7 @@ class ItemRun:
     run: Run
     item_of: np.ndarray
     scene: np.ndarray
+    weight: np.ndarray | None = None
 
     @property
     def axis(self) -> np.ndarray:
@@ -84,7 +85,8 @@ class ItemRun:
         rows = np.concatenate([np.flatnonzero(self.item_of == k) for k in chosen])
         item_of = np.repeat(np.arange(len(chosen)), [int((self.item_of == k).sum()) for k in chosen])
         items = tuple(self.items[k] for k in chosen)
-        return ItemRun(self.vlm, items, self.run.rows(rows), item_of, self.scene[chosen])
+        weight = None if self.weight is None else self.weight[chosen]
+        return ItemRun(self.vlm, items, self.run.rows(rows), item_of, self.scene[chosen], weight)
 
 
 def item_run(vlm: VLM, items: Sequence[Item | SideItem], form: str = "", progress: bool = False) -> ItemRun:
@@ -281,7 +283,8 @@ def sweep(
     progress: bool = False,
     **options,
 ) -> pd.DataFrame:
-    """One row per item, condition and alpha: item, scene, axis, condition, alpha, before, after, p_before, p_after.
+    """One row per item, condition and alpha: item, scene, axis, weight, condition, alpha, before, after, p_before,
+    p_after.
 
     before, after: correct in every option order (the most probable token of the whole vocabulary). p_before, p_after:
     mean probability of the answer. Without changes: the rows of condition "none". options: done and save, as in
@@ -301,6 +304,7 @@ def sweep(
     return chosen.assign(
         scene=asked.scene[item],
         axis=asked.axis[item],
+        weight=1.0 if asked.weight is None else asked.weight[item],
         before=none["after"].loc[item].to_numpy(),
         p_before=none["p_after"].loc[item].to_numpy(),
     ).reset_index(drop=True)
@@ -308,7 +312,12 @@ def sweep(
 
 def correct(asked: ItemRun) -> np.ndarray:
     """Which items are answered correctly in every option order, a mask [item]."""
-    return sweep(asked, {}, []).sort_values("item")["after"].to_numpy()
+    right = np.ones(len(asked), dtype=bool)
+    for rows, last in asked.vlm.language.last_states(asked.run.prompt, asked.run.images, asked.run.index):
+        top = asked.vlm.logits(last).argmax(-1).cpu()
+        said = (asked.ids[torch.as_tensor(rows), 0] == top[:, None]).any(-1).numpy()
+        np.logical_and.at(right, asked.item_of[rows], said)
+    return right
 
 
 def correct_items(asked: ItemRun, least: int = 20) -> ItemRun:
@@ -326,37 +335,53 @@ def score(results: pd.DataFrame, by: Sequence[str] = ("condition", "alpha"), see
 
     Columns n (items); repaired: share of the failures that are correct afterwards; broken: share of the correct ones
     that are wrong afterwards; strict_accuracy with low and high; net: its difference from strict accuracy without
-    enhancement; paper_accuracy: the accuracy if nothing broke. Intervals of the others: <name>_low, <name>_high.
+    enhancement; paper_accuracy: the accuracy if nothing broke. Intervals of the others: <name>_low, <name>_high. Where
+    there is a column `weight`, each row counts so many times.
     """
-    by, failed = list(by), ~results["before"]
-    wide = results.assign(
-        strict_accuracy=results["after"].astype(float),
-        net=results["after"].astype(float) - results["before"],
-        paper_accuracy=(results["after"] | results["before"]).astype(float),
-        repaired=results["after"].astype(float),
-        broken=1.0 - results["after"],
-    )
-    out = wide.groupby(by, sort=True).size().rename("n").reset_index()
-    subsets = {"strict_accuracy": slice(None), "net": slice(None), "paper_accuracy": slice(None),
-               "repaired": failed, "broken": ~failed}  # fmt: skip
-    for name, rows in subsets.items():
-        members = wide[rows]
-        if not len(members):  # nothing to repair, or nothing to break
-            out[[name, f"{name}_low", f"{name}_high"]] = np.nan
-            continue
-        found = statistics.summarise(members, by, name, unit="scene", seed=seed).drop(columns="n")
-        found = found.rename(columns={"low": f"{name}_low", "high": f"{name}_high"})
-        out = out.merge(found, on=by, how="left")
-    return out.rename(columns={"strict_accuracy_low": "low", "strict_accuracy_high": "high"})
+    results = results.reset_index(drop=True)
+    after, before = results["after"].astype(float), results["before"].astype(float)
+    everything = results["before"] | True
+    measures = {
+        "strict_accuracy": (after, everything),
+        "net": (after - before, everything),
+        "paper_accuracy": (np.maximum(after, before), everything),
+        "repaired": (after, ~results["before"]),
+        "broken": (1 - after, results["before"]),
+    }
+    out = []
+    for key, cell in results.groupby(list(by), sort=True):
+        row = dict(zip(by, key, strict=True)) | {"n": len(cell)}
+        for name, (values, counted) in measures.items():
+            found = weighted_mean(cell[counted[cell.index]], values, seed)
+            bounds = ("low", "high") if name == "strict_accuracy" else (f"{name}_low", f"{name}_high")
+            row |= dict(zip((name, *bounds), found, strict=True))
+        out.append(row)
+    return pd.DataFrame(out)
+
+
+def weighted_mean(rows: pd.DataFrame, values: pd.Series, seed: int = 0) -> tuple[float, float, float]:
+    """Mean of values over rows, each counted `weight` times, with its interval over whole scenes; NaN without rows."""
+    if not len(rows):  # nothing to repair, or nothing to break
+        return np.nan, np.nan, np.nan
+    weight = weights(rows)
+    found = statistics.ratio(values[rows.index] * weight, weight, units=rows["scene"], seed=seed)
+    return found.value, found.low, found.high
+
+
+def weights(rows: pd.DataFrame) -> pd.Series:
+    """How many times each row counts: its `weight`, 1 where there is none."""
+    return rows["weight"] if "weight" in rows else pd.Series(1.0, index=rows.index)
 
 
 def beyond_random(results: pd.DataFrame, condition: str, seed: int = 0) -> statistics.Estimate:
     """Share of failures that a condition repairs, minus the mean over the random ones, each at its best alpha (C7).
 
-    results: a `sweep` of failures alone; conditions called "random ..." are the null. Resampled are whole scenes; n
+    results: a `sweep`; only failures count. Conditions called "random ..." are the null. Resampled are whole scenes; n
     counts failures, because the rule asks for a number of them.
     """
-    best = in_sample(results, "repaired")
+    if results["before"].all():
+        return statistics.Estimate(np.nan, np.nan, np.nan, 0)
+    best = in_sample(results[~results["before"]], "repaired")
     own = best[best["condition"] == condition].set_index("item")
     null = best[best["condition"].str.startswith("random")].groupby("item")["after"].mean()
     found = statistics.difference(own["after"], null.reindex(own.index), units=own["scene"], seed=seed)
@@ -404,9 +429,14 @@ def long_form(scores: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame:
 # --- choosing alpha -----------------------------------------------------------------------------------------
 
 AIMS = {  # what the chosen alpha maximises
-    "repaired": lambda cell: cell["after"][~cell["before"]].mean(),  # as in the paper, breakage not counted
-    "net": lambda cell: cell["after"].mean(),
+    "repaired": lambda cell: _average(cell[~cell["before"]]),  # as in the paper, breakage not counted
+    "net": lambda cell: _average(cell),
 }
+
+
+def _average(cell: pd.DataFrame) -> float:
+    """The weighted share of correct answers, NaN without rows."""
+    return float(np.average(cell["after"], weights=weights(cell))) if len(cell) else np.nan
 
 
 def best_alpha(results: pd.DataFrame, aim: str = "net") -> float:
