@@ -17,9 +17,8 @@ from lib.engine.derived.observe import Refused
 from lib.engine.tensors import put, take
 
 # What stands in the text around a picture and how a processor is called cannot be read from a model
-DERIVED = (
-    "architecture language encoder projector merge patch_order packed tokens_after_grid positions bidirectional inputs"
-).split()
+DERIVED = "architecture language encoder projector merge patch_order packed tokens_after_grid positions".split()
+DERIVED += ["bidirectional", "inputs"]
 
 
 def pixels_of(vlm):

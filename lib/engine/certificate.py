@@ -11,20 +11,26 @@ an exception.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+import transformers
 from PIL import Image
 from torch import Tensor
 
+from lib import places
 from lib.engine import oracle
+from lib.engine.checkpoints import folder_digest, hub_digest
 from lib.engine.derived.observe import named_arguments, plain_forward
 from lib.engine.hooks import first_output, hooks
 from lib.engine.planted import BUILT_IN
 from lib.engine.tensors import put, take
 from lib.errors import UserError
+from lib.files import write_json
 
 CONTRACTS = {
     1: "logits equal transformers'",
@@ -63,6 +69,42 @@ def certificate(vlm, questions: Sequence[str] = QUESTIONS, seed: int = 0) -> pd.
             reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
         rows.append((f"{number} {CONTRACTS[number]}", bool(holds), difference, reason))
     return pd.DataFrame(rows, columns=["contract", "holds", "difference", "reason"])
+
+
+def require(vlm, source: str) -> pd.DataFrame:
+    """The certificate of a loaded checkpoint, made when it is first used and kept in runs/by-hand/<model>/.
+
+    source: the folder or hub id it was read from. It is made anew when the checkpoint, its precision or the version of
+    transformers is another. A UserError names what does not hold, except that sweeps need contract 4 and plain
+    questions do not: a model whose runs cannot be continued may still be asked.
+    """
+    path = places.RUNS / places.BY_HAND / places.model_name(vlm.name) / "certificate.json"
+    made_of = {
+        "checkpoint": folder_digest(Path(source)) if Path(source).is_dir() else hub_digest(source),
+        "transformers": transformers.__version__,
+        "precision": str(vlm.dtype),
+        "device": vlm.device.type,
+        "canvas": vlm.grid.canvas,
+    }
+    table = _kept(path, made_of)
+    if table is None:
+        table = certificate(vlm)
+        rows = table.astype({"difference": object}).where(table["difference"].notna(), None).to_dict("records")
+        write_json({"made_of": made_of, "contracts": rows}, path)
+    broken = table[~table["holds"] & ~table["contract"].str.startswith("4")]
+    if len(broken):
+        what = "; ".join(f"{row.contract} ({row.reason or row.difference})" for row in broken.itertuples())
+        raise UserError(f"{vlm.name} cannot be used, contracts do not hold on this checkpoint: {what}.")
+    return table
+
+
+def _kept(path: Path, made_of: dict) -> pd.DataFrame | None:
+    """The certificate kept at a path if it is of the same checkpoint and software."""
+    try:
+        kept = json.loads(path.read_bytes())
+        return pd.DataFrame(kept["contracts"]) if kept["made_of"] == made_of else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _tolerance(vlm) -> float:

@@ -53,9 +53,10 @@ class DerivedEncoder(ImageEncoder):
 
     @property
     def slots(self) -> range:
-        return super().slots if self._why_closed() is None else range(0)
+        return super().slots if self.closed is None else range(0)
 
-    def _why_closed(self) -> str | None:
+    @property
+    def closed(self) -> str | None:
         """Why no slot inside the encoder can be read or written; None where one can."""
         if not self.wiring.encoder:
             return "its image encoder is not a plain list of layers"
@@ -63,8 +64,8 @@ class DerivedEncoder(ImageEncoder):
         return None if known else "the order of its encoder's patches is not known"
 
     def encode(self, images, edits=None, capture=(), progress=False):
-        if (edits or list(capture)) and self._why_closed():
-            raise UserError(f"{self.name}: {self._why_closed()}, so nothing inside it can be read or patched.")
+        if (edits or list(capture)) and self.closed:
+            raise UserError(f"{self.name}: {self.closed}, so nothing inside it can be read or patched.")
         return super().encode(images, edits, capture, progress)
 
     def pixels(self, images: Sequence[Image.Image]) -> dict:
@@ -216,7 +217,9 @@ class DerivedLanguage(LanguageModel):
 
     def prefill(self, frame, images, **options):
         if self.wiring.prefix:
-            raise UserError(f"{self.family.name}: {self.plain_because}; sweeps need a picture that stands for itself.")
+            raise UserError(
+                f"{self.family.name}: {self.plain_because}, and every sweep reuses some; only questions can be asked."
+            )
         return super().prefill(frame, images, **options)
 
     def last_states(self, prompt: Prompt, images, index, progress: bool = False):

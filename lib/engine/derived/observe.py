@@ -87,7 +87,8 @@ def inputs(model, ids: Tensor, mask: Tensor, image_id: int, pixels: dict) -> dic
         if accepts(model.forward, name) and model.config.model_type not in WITHOUT_TYPES:
             batch[name] = image.int() if name.startswith("mm") else image.long()
     if not bool(mask.all()) and not positions_are_own(model):  # as generate() does
-        batch["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)
+        first = int(model.config.model_type in WITHOUT_TYPES)  # PaliGemma counts from 1
+        batch["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0) + first
     return batch
 
 
