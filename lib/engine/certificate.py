@@ -46,6 +46,7 @@ QUESTIONS = (
 )
 
 
+@torch.no_grad()
 def certificate(vlm, questions: Sequence[str] = QUESTIONS, seed: int = 0) -> pd.DataFrame:
     """One row per contract: contract, holds, difference (largest, relative to the largest logit), reason.
 
@@ -66,7 +67,8 @@ def certificate(vlm, questions: Sequence[str] = QUESTIONS, seed: int = 0) -> pd.
             holds = difference <= _tolerance(vlm)
         except Exception as error:  # a contract that cannot even be tried does not hold, and says why
             difference, holds = float("nan"), False
-            reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+            first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+            reason = first if isinstance(error, UserError) else f"{type(error).__name__}: {first}"
         rows.append((f"{number} {CONTRACTS[number]}", bool(holds), difference, reason))
     return pd.DataFrame(rows, columns=["contract", "holds", "difference", "reason"])
 

@@ -217,9 +217,7 @@ class DerivedLanguage(LanguageModel):
 
     def prefill(self, frame, images, **options):
         if self.wiring.prefix:
-            raise UserError(
-                f"{self.family.name}: {self.plain_because}, and every sweep reuses some; only questions can be asked."
-            )
+            raise UserError(f"{self.plain_because}: questions can be asked, but no sweep can be run")
         return super().prefill(frame, images, **options)
 
     def last_states(self, prompt: Prompt, images, index, progress: bool = False):

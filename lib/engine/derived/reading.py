@@ -34,7 +34,8 @@ def derived(found: Checkpoint, grid: Grid | None = None) -> DerivedVLM:
     except Refused as reason:
         kind = found.model.config.model_type
         raise UserError(
-            f"{found.name}: no record is written for {kind!r} models, and none can be derived: {reason}; see 'Add your model' in lib/engine/families.py."
+            f"{found.name}: no record is written for {kind!r} models, and none can be derived: {reason}; "
+            "see 'Add your model' in lib/engine/families.py."
         ) from reason
     family = with_text(facts.family, found)
     if grid:

@@ -9,10 +9,12 @@ checkpoint answers is another question, and its own certificate is made when it 
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import pandas as pd
 import torch
@@ -168,12 +170,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     parser = argparse.ArgumentParser(prog="python -m lib.engine.derived.survey", description=__doc__.splitlines()[0])
     parser.add_argument("types", nargs="*", help="model types (default: all, and docs/CHECKPOINTS.md is written)")
-    chosen = parser.parse_args(arguments).types
+    parser.add_argument("--rows", type=Path, help="file to which rows are added; types that it has are not tried again")
+    given = parser.parse_args(arguments)
     logging.set_verbosity_error()
     torch.set_num_threads(1)
     signal.signal(signal.SIGPROF, _too_long)
-    rows = []
-    for model_type in chosen or NAMES:
+    rows = _kept(given.rows)
+    known = {row.model_type for row in rows}
+    for model_type in [name for name in given.types or NAMES if name not in known]:
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
         try:
             rows.append(survey(model_type))
@@ -181,8 +185,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
             rows.append(Row(model_type, "not built", note=_one_line(error)))
         signal.setitimer(signal.ITIMER_PROF, 0)
         print(rows[-1].state, rows[-1].line(), flush=True)
-    if not chosen:
-        write_bytes(PAGE, page(rows).encode())
+        if given.rows:
+            with given.rows.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(rows[-1])) + "\n")
+    if not given.types:
+        order = list(NAMES)
+        write_bytes(PAGE, page(sorted(rows, key=lambda row: order.index(row.model_type))).encode())
+
+
+def _kept(path: Path | None) -> list[Row]:
+    """The rows of an earlier, interrupted survey."""
+    lines = path.read_text("utf-8").splitlines() if path and path.is_file() else []
+    return [Row(**(row | {"cells": tuple(row["cells"])})) for row in map(json.loads, lines)]
 
 
 if __name__ == "__main__":
