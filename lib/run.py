@@ -185,6 +185,14 @@ def list_all(notebooks: list[Notebook], models_folder: Path) -> int:
     return 0
 
 
+def show_plan(spec: str, notebooks: list[Notebook], models_folder: Path) -> int:
+    """Memory and time per notebook on one model; nothing is run."""
+    from lib.artifact import forecast  # imports torch
+
+    print(forecast.plan(find_model(*names(spec)[:1], models_folder), notebooks))
+    return 0
+
+
 def verify_all(notebooks: list[Notebook], models_folder: Path) -> int:
     """Is the published record whole, and of the present code? Prints each fault with what repairs it; then exit code
     1."""
@@ -289,6 +297,8 @@ def parse(argv) -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="show models, notebooks and their parameters")
     parser.add_argument("--summary", action="store_true", help="only write summary.csv anew and show it")
     parser.add_argument("--publish", action="store_true", help="make runs/ the published record: outputs/, notebooks/")
+    about_plan = "tell memory and time that the notebooks would take on a model, and what does not fit; runs nothing"
+    parser.add_argument("--plan", metavar="NAME|PATH", help=about_plan)
     about_verify = "tell what of the published record is damaged or not of this code, and what repairs it"
     parser.add_argument("--verify", action="store_true", help=about_verify)
     return parser.parse_args(argv)
@@ -306,6 +316,8 @@ def main(argv=None, notebooks_folder: Path = places.NOTEBOOKS, models_folder: Pa
         return verify_all(choose_notebooks([], notebooks_folder), models_folder)
     if args.summary:
         return show_summary()
+    if args.plan is not None:
+        return show_plan(args.plan, notebooks, models_folder)
     if args.publish:
         publish(choose_notebooks([], notebooks_folder), models_folder)
         print(

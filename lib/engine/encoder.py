@@ -138,7 +138,7 @@ class ImageEncoder:
     @property
     def patch_order(self) -> Int[Tensor, " patch"]:
         """Raster number of the patch at each position of the encoder's sequence (one picture, class token left out)."""
-        return _patch_order(self.family.patch_order, self.grid.side, self.merge, _window(self.config, self.family))
+        return raster_numbers(self.family.patch_order, self.grid.side, self.merge, _window(self.config, self.family))
 
     def _to_raster(self, hidden: Tensor, count: int) -> Float[Tensor, "image patch hidden"]:
         if self.family.packed:
@@ -177,7 +177,8 @@ def distinct(images: Sequence[Image.Image]) -> tuple[list[int], np.ndarray]:
 
 
 @lru_cache(maxsize=32)
-def _patch_order(order: str, side: int, merge: int, window: int | None) -> Tensor:
+def raster_numbers(order: str, side: int, merge: int, window: int | None) -> Tensor:
+    """Raster number of the patch at each position of the encoder's sequence, by the name of the order."""
     raster = torch.arange((side * merge) ** 2).reshape(side, merge, side, merge)
     if order in ("raster", "class"):
         return raster.flatten()

@@ -8,6 +8,10 @@ and tokenizer.
 
 Add your model
 --------------
+A checkpoint without a record is tried with one that is derived from the model (lib/engine/derived), and proves itself
+when it is first loaded; docs/CHECKPOINTS.md says for which model types that works. Where it does not, or where the
+processor's text and options matter:
+
 1. Write one `Family` record below: `architecture` is `model_type` in the checkpoint's config.json, `vision`
    that of its `vision_config`, needed only where several families share an architecture. Add its grid to `GRIDS`
    in lib/stimuli/grids.py: `side` tokens of `pixels` pixels. A picture must have exactly side * pixels pixels per
@@ -195,12 +199,20 @@ def family(name: str) -> Family:
     raise UserError(f"Unknown family {name!r}; known are {', '.join(record.name for record in FAMILIES)}.")
 
 
-def family_of(architecture: str, vision: str | None) -> Family:
-    """The record for a configuration: its `model_type` and that of its `vision_config`."""
-    of_architecture = [record for record in FAMILIES if record.architecture == architecture]
-    for record in of_architecture:
-        if record.vision in (None, vision):
+def written(architecture: str, vision: str | None) -> Family | None:
+    """The record for a configuration, its `model_type` and that of its `vision_config`; None where there is none."""
+    for record in FAMILIES:
+        if record.architecture == architecture and record.vision in (None, vision):
             return record
+    return None
+
+
+def family_of(architecture: str, vision: str | None) -> Family:
+    """The record for a configuration; UserError where none is written."""
+    found = written(architecture, vision)
+    if found:
+        return found
+    of_architecture = [record for record in FAMILIES if record.architecture == architecture]
     if of_architecture:
         known = ", ".join(record.vision or "any" for record in of_architecture)
         problem = f"{architecture!r} models are known with the image encoders {known}, not with {vision!r}"

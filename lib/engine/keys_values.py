@@ -37,6 +37,10 @@ class KeyValues:
             raise StopForward
         return keys, values
 
+    def get_seq_length(self, layer: int = 0) -> int:
+        """Tokens before the new ones, for layers that count positions themselves."""
+        return self.past[layer][0].shape[2] if layer in self.past else 0
+
     def _map(self, function: Callable[[Tensor], Tensor]) -> KeyValues:
         out = KeyValues()
         out.layers = {layer: (function(k), function(v)) for layer, (k, v) in self.layers.items()}

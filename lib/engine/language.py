@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lib.engine.batching import batch_size, input_device, run_batches
@@ -35,6 +35,7 @@ class LanguageModel:
         self.image_id, self.side, self.merge = image_id, side, merge
         text = self.base.get_submodule(family.language)
         self.layers, self.norm, self.config = text.layers, text.norm, text.config
+        self.own_layers = self.layers  # transformers' own modules
         self.marks = marks(model.config)
         self._plans: dict[tuple, Plan] = {}
 
@@ -66,6 +67,10 @@ class LanguageModel:
             text = torch.where((ids == self.image_id)[..., None], self.base.image_newline.to(text), text)
         images = images if index is None else pick(images, index)
         return put(text, prompt.image.to(text.device), images.reshape(len(prompt), -1, images.shape[-1]))
+
+    def words(self, ids: Int[Tensor, "batch token"]) -> Hidden:
+        """Slot 0 of text without pictures."""
+        return self.model.get_input_embeddings()(ids)
 
     def _positions(self, prompt: Prompt) -> Tensor:
         """Position ids as transformers makes them, or as `dual_mechanisms` of a calibration model asks."""
@@ -149,8 +154,7 @@ class LanguageModel:
         groups: dict = {}
         for row in range(len(prompt)):
             one = prompt.rows([row])
-            split = int(one.image[0, -1]) + 1 + self.family.tokens_after_grid
-            frame = tuple(one.ids[0, :split].tolist())
+            frame = tuple(one.ids[0, : self._stretch(one)[1]].tolist())
             groups.setdefault(frame, {}).setdefault(one.length, []).append(row)
         out = []
         for frame, lengths in groups.items():
@@ -158,8 +162,12 @@ class LanguageModel:
             for rows in lengths.values():
                 part = prompt.rows(rows)
                 members.append(Group(torch.tensor(rows), part, self.plan(part)))
-            out.append(Frame(int(members[0].prompt.image[0, 0]), len(frame), tuple(members), frame))
+            out.append(Frame(self._stretch(members[0].prompt)[0], len(frame), tuple(members), frame))
         return out
+
+    def _stretch(self, prompt: Prompt) -> tuple[int, int]:
+        """(position of the first image token, position after the last) of a prompt without padding."""
+        return int(prompt.image[0, 0]), int(prompt.image[0, -1]) + 1 + self.family.tokens_after_grid
 
     # runs ---------------------------------------------------------------------------------------------------
 
@@ -257,8 +265,7 @@ class LanguageModel:
     def ask(self, frame: Frame, group: Group, rows, past: KeyValues, **options) -> Output:
         """The question part of chosen rows of a group, against their pictures' keys and values, row by row."""
         ids = group.prompt.ids[rows, frame.split :].to(self.device)
-        hidden = self.model.get_input_embeddings()(ids)
-        return self.run(group.plan, hidden, first=frame.split, past=past, **options)
+        return self.run(group.plan, self.words(ids), first=frame.split, past=past, **options)
 
     def each(
         self, prompt: Prompt, index, work: Callable, progress: bool = False, cost: float = 1.0, unit: str = "pictures"

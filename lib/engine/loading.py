@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from lib.engine.checkpoints import check_reachable, locate
-from lib.engine.families import Family, family_of
+from lib.engine.families import Family, written
 from lib.errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -23,14 +23,15 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was read."""
+    """What was read. family: the written record, None where there is none; source: folder or hub id."""
 
     model: torch.nn.Module
     tokenizer: object
     processor: object
-    family: Family
+    family: Family | None
     name: str
     template: str | None
+    source: str
 
 
 def read(
@@ -52,7 +53,7 @@ def read(
     with _explained(name):
         safe = {"revision": revision, "trust_remote_code": False}  # no code from a checkpoint is ever run
         config = AutoConfig.from_pretrained(path, **safe)
-        record = family_of(config.model_type, getattr(getattr(config, "vision_config", None), "model_type", None))
+        record = written(config.model_type, getattr(getattr(config, "vision_config", None), "model_type", None))
         tokenizer = _tokenizer(AutoTokenizer, path, name, safe)
         model, info = AutoModelForImageTextToText.from_pretrained(
             path,
@@ -71,7 +72,8 @@ def read(
         template = _template(path, revision)
     if device_map is None:
         model = model.to(device)
-    return Checkpoint(model, tokenizer, processor, record, Path(name).name, template or tokenizer.chat_template)
+    template = template or tokenizer.chat_template
+    return Checkpoint(model, tokenizer, processor, record, Path(name).name, template, path)
 
 
 def _checked(device: str, dtype, device_map) -> tuple[str, torch.dtype]:

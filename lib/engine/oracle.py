@@ -22,6 +22,8 @@ from lib.errors import UserError
 def inputs(vlm: VLM, pictures: Sequence, questions: Sequence[str], **options) -> dict:
     """What the family's own processor would hand to the model for one picture per question."""
     prompt = vlm.tokens(questions, **options)
+    if hasattr(vlm.language, "plain_inputs"):  # a derived record
+        return vlm.language.plain_inputs(pictures, prompt)
     out = dict(input_ids=prompt.ids, attention_mask=prompt.mask.long(), **vlm.encoder.pixels(pictures))
     types = (prompt.ids == vlm.language.image_id).long()
     kind = vlm.family.architecture

@@ -48,6 +48,8 @@ class PromptWriter:
     ):
         self.tokenizer, self.template, self.family, self.grid = tokenizer, template, family, grid
         self.image_id, self.longest, self.name = image_id, longest, name
+        self.per_picture = grid.side**2 + family.tokens_after_grid  # image tokens of a picture in the prompt
+        self.raster = slice(grid.side**2)  # which of them stand for places, in raster order
         self._texts: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
         self._words: dict[str, tuple[int, ...]] = {}
 
@@ -62,10 +64,13 @@ class PromptWriter:
                     "leave it out, the picture is put before the question."
                 )
         text = chat(self.tokenizer, self.template, question, system, images, placeholder, self.name)
+        return self.picture(token).join(text.split(placeholder))
+
+    def picture(self, token: str) -> str:
+        """What is written for a picture: its image tokens and what the family's processor puts around them."""
         side, record = self.grid.side, self.family
         rows = (token * side + record.row_break) * (side - 1) + token * side + record.last_break
-        picture = record.before + rows + token * record.tokens_after_grid + record.after
-        return picture.join(text.split(placeholder))
+        return record.before + rows + token * record.tokens_after_grid + record.after
 
     def tokens(self, questions: Sequence[str], system: str | None = SYSTEM_TEXT, images: int = 1) -> Prompt:
         """Tokenised questions as one batch, padded on the left; `images` pictures before each question."""
@@ -87,10 +92,7 @@ class PromptWriter:
             text = self.text(*key)
             special = not (self.tokenizer.bos_token and text.startswith(self.tokenizer.bos_token))
             ids = torch.tensor(self.tokenizer(text, add_special_tokens=special)["input_ids"])
-            positions, per_picture = (
-                (ids == self.image_id).nonzero()[:, 0],
-                self.grid.side**2 + self.family.tokens_after_grid,
-            )
+            positions, per_picture = (ids == self.image_id).nonzero()[:, 0], self.per_picture
             if len(positions) != images * per_picture:
                 raise UserError(
                     f"{self.name}: the prompt has {len(positions)} image tokens instead of {images * per_picture}; "
@@ -101,7 +103,7 @@ class PromptWriter:
                     f"{self.name} has {self.longest} positions, and this prompt has {len(ids)} tokens "
                     f"({question[:40]!r}...): ask a shorter question."
                 )
-            positions = positions.reshape(images, per_picture)[:, : self.grid.side**2].reshape(-1)
+            positions = positions.reshape(images, per_picture)[:, self.raster].reshape(-1)
             self._texts[key] = (ids, positions)
         return self._texts[key]
 

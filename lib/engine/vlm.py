@@ -37,6 +37,7 @@ def load(
     revision: str | None = None,
     device_map=None,
     grid: Grid | None = None,
+    check: bool | None = None,
 ) -> VLM:
     """A model ready for experiments.
 
@@ -44,10 +45,21 @@ def load(
     folder. device: "auto" takes a GPU where there is one. dtype: when not given, float32 on a CPU and bfloat16 on a GPU
     that computes in it (`lib.engine.loading.default_dtype`). attn: "sdpa" or "eager". device_map: passed to
     transformers ("auto" spreads a large model over GPUs and CPU); `device` is then ignored. grid: another token grid,
-    for encoders that take pictures of any size.
+    for encoders that take pictures of any size. check: hold the adapter against transformers on these very weights
+    (`lib.engine.certificate`) when the checkpoint is used for the first time; by default only where no record of its
+    family is written and one has to be derived.
     """
+    from lib.engine import certificate  # it knows the adapter
+    from lib.engine.derived.reading import derived
+
     found = read(name, device, dtype, attn, revision, device_map)
-    return VLM(found.model, found.tokenizer, found.processor, found.family, grid, found.name, found.template)
+    if found.family is None:
+        vlm = derived(found, grid)
+    else:
+        vlm = VLM(found.model, found.tokenizer, found.processor, found.family, grid, found.name, found.template)
+    if check or (check is None and found.family is None):
+        certificate.require(vlm, found.source)
+    return vlm
 
 
 class VLM:

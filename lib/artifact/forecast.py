@@ -1,0 +1,182 @@
+"""What running the notebooks on a model would take, before anything is started: `python -m lib.run --plan MODEL`.
+
+Memory is counted from the configuration, on a model without weights; time comes from forward passes timed here, of the
+model and of `reference`, and from the seconds that the published runs of `reference` took.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from lib import places
+from lib.artifact import manifests
+from lib.artifact.manifests import Run
+from lib.artifact.notebooks import Notebook
+from lib.engine.batching import free_memory
+from lib.engine.checkpoints import Model, shipped
+from lib.engine.embedded import DEFAULT
+from lib.engine.loading import default_dtype
+from lib.engine.vlm import VLM, load
+from lib.errors import UserError
+
+GIB = 2**30
+ENCODER_PAIRS = ("02", "pairs_elsewhere", 4)  # notebook, parameter and directions of the sweep inside the encoder
+QUESTION = "The color of the square to the left of the red square is"
+
+
+@dataclass(frozen=True)
+class Size:
+    """Numbers of weights and layers of a model, and the values in one picture's states inside its encoder."""
+
+    weights: int
+    layers: int
+    encoder_layers: int
+    per_slot: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes: weights, working memory of a batch, states inside the encoder that notebook 02 holds; and what is free."""
+
+    weights: int
+    batch: int
+    encoder: int
+    free: int
+
+    @property
+    def needed(self) -> int:
+        return self.weights + self.batch + self.encoder
+
+    @property
+    def loads(self) -> bool:
+        return self.weights + self.batch <= self.free
+
+    @property
+    def fits(self) -> bool:
+        return self.needed <= self.free
+
+
+def size_of(source: str) -> Size:
+    """Sizes by the configuration; no weights are read."""
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        with torch.device("meta"):
+            model = AutoModelForImageTextToText.from_config(config)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(f"{source}: no plan can be made, its configuration cannot be read ({first})") from error
+    text, vision = getattr(config, "text_config", config), getattr(config, "vision_config", config)
+    number = lambda part, *names: next((v for n in names if isinstance(v := getattr(part, n, None), int)), 0)  # noqa: E731
+    patch = number(vision, "patch_size") or 14
+    patches = (number(vision, "image_size") // patch) ** 2 or 576  # 24 x 24 where pictures of any size are taken
+    width = number(vision, "embed_dim") if config.model_type == "qwen2_vl" else number(vision, "hidden_size")
+    return Size(
+        sum(weight.numel() for weight in model.parameters()),
+        number(text, "num_hidden_layers"),
+        number(vision, "num_hidden_layers", "depth"),
+        min(patches, 4096) * width,
+    )
+
+
+def memory(size: Size, notebooks: Sequence[Notebook], dtype: torch.dtype, device: torch.device) -> Memory:
+    """What a run needs at most, and what is free."""
+    number, name, directions = ENCODER_PAIRS
+    pairs = sum(notebook.parameters.get(name, 0) for notebook in notebooks if notebook.name.startswith(number))
+    encoder = 2 * directions * pairs * (size.encoder_layers + 1) * size.per_slot * dtype.itemsize
+    free = free_memory(device) if device.type == "cuda" else free_on_the_host()
+    batch = free // 2 if device.type == "cuda" else GIB // 2  # the room that batching takes
+    return Memory(size.weights * dtype.itemsize, min(batch, 4 * GIB), encoder, free)
+
+
+def free_on_the_host() -> int:
+    """Bytes of main memory that are free, or all of it where the system does not tell."""
+    pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
+    return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def seconds_per_prompt(vlm: VLM, repeats: int = 3) -> float:
+    """The fastest of several passes of one prompt with its picture, image encoder included."""
+    from PIL import Image
+
+    picture, prompt = Image.new("RGB", (vlm.grid.canvas,) * 2, "white"), vlm.tokens([QUESTION])
+    taken = []
+    for _ in range(repeats + 1):  # the first one records the plan
+        start = time.perf_counter()
+        vlm.forward(prompt, vlm.encode([picture])).last.sum().item()
+        taken.append(time.perf_counter() - start)
+    return min(taken[1:])
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Seconds of one notebook: published for `reference`, and from `low` to `high` for the model."""
+
+    notebook: str
+    published: float | None
+    low: float | None
+    high: float | None
+
+    def line(self) -> str:
+        if self.published is None or self.low is None:
+            return f"  {self.notebook:<32} not known"
+        low, high = (f"{seconds / 60:.1f}" for seconds in (self.low, self.high))
+        return f"  {self.notebook:<32} {low:>8} to {high} min  (published, {DEFAULT}: {self.published / 60:.1f} min)"
+
+
+def times(notebooks: Sequence[Notebook], ratio: float | None, slots: float) -> list[Forecast]:
+    """Seconds per notebook, if a prompt takes `ratio` times as long as with `reference` and there are `slots` times as
+    many slots: sweeps of the last token run all slots side by side, sweeps of image tokens run on from each slot."""
+    out = []
+    for notebook in notebooks:
+        try:
+            published = float(manifests.read(Run(places.PUBLISHED, DEFAULT, notebook.name))["seconds"])
+        except UserError:
+            published = None
+        known = ratio is not None and published is not None
+        low, high = (published * ratio, published * ratio * max(1.0, slots)) if known else (None, None)
+        out.append(Forecast(notebook.name, published, low, high))
+    return out
+
+
+def plan(model: Model, notebooks: Sequence[Notebook]) -> str:
+    """The whole forecast as text; the model is only loaded where it fits."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype, size = default_dtype(str(device)), size_of(model.source)
+    room = memory(size, notebooks, dtype, device)
+    lines = [described(model.name, size, room), *misfits(room)]
+    ratio, slots = None, 1.0
+    if room.loads and (os.path.isdir(model.source) or "@" in model.digest):
+        own, reference = seconds_per_prompt(load(model.argument, str(device))), shipped()[DEFAULT]
+        base = own if model.name == DEFAULT else seconds_per_prompt(load(DEFAULT, str(device)))
+        ratio, slots = own / base, (size.layers + 1) / (size_of(str(reference)).layers + 1)
+        lines.append(
+            f"time: a prompt takes {own * 1000:.0f} ms, {ratio:.3g} times as long as with {DEFAULT}. On a machine as fast "
+            "as that of the published runs, if all slots cost one pass together, and if each costs one:"
+        )
+    elif room.loads:
+        lines.append("time: not known, the weights are not on this machine yet")
+    return "\n".join([*lines, *(each.line() for each in times(notebooks, ratio, slots))])
+
+
+def described(name: str, size: Size, room: Memory) -> str:
+    weights, batch, encoder, free = (f"{x / GIB:.2f} GiB" for x in (room.weights, room.batch, room.encoder, room.free))
+    return (
+        f"{name}: {size.weights / 1e6:,.1f} million weights, {size.layers} layers, {size.encoder_layers} in the encoder\n"
+        f"memory: weights {weights}, a batch up to {batch}, states inside the encoder (notebook 02) {encoder}; free {free}"
+    )
+
+
+def misfits(room: Memory) -> list[str]:
+    """What does not fit, and what to do about it."""
+    if not room.loads:
+        return ["does not fit: weights and a batch need more than is free; take a smaller model or a larger machine"]
+    if not room.fits:
+        return ["does not fit: the sweep inside the encoder; lower pairs_elsewhere with -p, or leave notebook 02 out"]
+    return []

@@ -1,0 +1,151 @@
+"""Records derived from models: equal to the written ones, certified, or refused with the reason."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_contracts import QUESTIONS, all_hooks
+from tiny import NAMES, tiny
+
+from lib.engine.certificate import CONTRACTS, certificate
+from lib.engine.derived import small_models, survey
+from lib.engine.derived.adapter import DerivedVLM
+from lib.engine.derived.derive import derive
+from lib.engine.derived.observe import Refused
+from lib.engine.tensors import put, take
+
+# What stands in the text around a picture and how a processor is called cannot be read from a model
+DERIVED = "architecture language encoder projector merge patch_order packed tokens_after_grid positions".split()
+DERIVED += ["bidirectional", "inputs"]
+
+
+def pixels_of(vlm):
+    """The image arguments of transformers' forward pass for a tiny model of a written family."""
+
+    def pixels(pictures):
+        out = vlm.encoder.pixels(pictures)
+        if vlm.family.architecture in ("smolvlm", "idefics3"):  # [prompt, picture of the prompt, ...]
+            out = {key: value.reshape(len(pictures), -1, *value.shape[2:]) for key, value in out.items()}
+        return out
+
+    return pixels
+
+
+def small(model_type):
+    """A small model of a type in the adapter, its record derived."""
+    found, model, pixels = survey.examine(model_type)
+    return DerivedVLM(model, small_models.tokenizer(), pixels, found, model_type)
+
+
+def pictures(vlm, count=2):
+    side = vlm.grid.canvas
+    rng = np.random.default_rng(3)
+    return [Image.fromarray(x) for x in rng.integers(0, 256, (count, side, side, 3), dtype=np.uint8)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_derived_record_is_the_written_one(name):
+    vlm = tiny(name)
+    found = derive(vlm.model, pixels_of(vlm), vlm.grid.canvas)
+    written = replace(vlm.family, merge=vlm.encoder.merge)
+    ours = {key: getattr(found.family, key) for key in DERIVED}
+    ours["inputs"] = tuple(key for key in ours["inputs"] if key != "batch_num_images")  # the adapter adds it
+    assert ours == {key: getattr(written, key) for key in DERIVED}
+    assert (found.grid.side, found.grid.pixels) == (vlm.grid.side, vlm.grid.pixels)
+    assert found.family.vision == vlm.family.vision or vlm.family.vision is None
+    assert found.wiring.tokens == tuple(range(36)) and found.wiring.scale == 1
+    assert vlm.model.get_submodule(found.wiring.norm) is vlm.language.norm
+
+
+@pytest.mark.parametrize("name", ["qwen2-vl", "gemma-3", "llava-onevision"])
+def test_both_adapters_agree(name):
+    """On the derived record the same residual stream and logits as on the written one."""
+    vlm = tiny(name)
+    found = derive(vlm.model, pixels_of(vlm), vlm.grid.canvas)
+    derived = DerivedVLM(vlm.model, vlm.tokenizer, pixels_of(vlm), found)
+    pics, prompt = pictures(vlm, 3), vlm.tokens(QUESTIONS)
+    ours = derived.forward(prompt, derived.encode(pics), capture=vlm.slots)
+    written = vlm.forward(prompt, vlm.encode(pics), capture=vlm.slots)
+    for slot in vlm.slots:
+        pair = (take(run.hidden[slot], prompt.image) for run in (ours, written))
+        assert torch.allclose(*pair, atol=1e-5)
+    assert torch.allclose(derived.logits(ours.last), vlm.logits(written.last), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "model_type, added, own_input, fast, text",
+    [
+        ("qwen3_vl", 2, None, True, "more than one route"),
+        ("gemma4", 0, "per_layer_input", True, "more than one route"),
+        ("glm4v", 0, None, True, ""),
+        ("mistral3", 0, None, True, ""),
+        ("lfm2_vl", 0, None, False, "a state instead of keys and values"),
+    ],
+)
+def test_models_without_a_written_record(model_type, added, own_input, fast, text):
+    vlm = small(model_type)
+    table = certificate(vlm)
+    assert table["holds"].all(), table.to_string()
+    assert list(table["contract"]) == [f"{number} {words}" for number, words in CONTRACTS.items()]
+    assert (vlm.language.wiring.added, vlm.language.wiring.own_input, vlm.language.plain_because is None) == (
+        added,
+        own_input,
+        fast,
+    )
+    assert text in " ".join(table["reason"])
+    answers = vlm.answer(pictures(vlm), QUESTIONS[:2], [["red", "blue"]] * 2, progress=False)
+    assert len(answers) == 4 and answers["probability"].between(0, 1).all()
+
+
+def test_a_patch_takes_every_road():
+    """Half of the picture at any slot: both halves together are the other run, one half is neither."""
+    vlm = small("qwen3_vl")
+    prompt, tokens = vlm.tokens(QUESTIONS[:1]), vlm.encode(pictures(vlm))
+    runs = [vlm.forward(prompt, tokens[[k]], capture=vlm.slots) for k in (0, 1)]
+    clean, other = (vlm.logits(run.last) for run in runs)
+    assert (clean - other).abs().max() > 1e-3
+    for slot in (0, 1):  # features are added after layers 1 and 2
+        whole = put(runs[0].hidden[slot], prompt.image, take(runs[1].hidden[slot], prompt.image))
+        if slot == 0:
+            assert torch.allclose(vlm.logits(vlm.forward(prompt, hidden=whole).last), other, atol=1e-5)
+        alone = runs[0].hidden[slot].clone()
+        alone[..., : vlm.language.width] = whole[..., : vlm.language.width]  # the residual stream only
+        ours, naive = (vlm.logits(vlm.forward(prompt, hidden=h, from_slot=slot).last) for h in (whole, alone))
+        assert (ours - naive).abs().max() > 1e-4
+
+
+def test_a_certificate_says_which_contract_is_broken():
+    vlm = small("qwen3_vl")
+    vlm.language.wiring = replace(vlm.language.wiring, logit_scale=1.5)
+    holds = certificate(vlm).set_index("contract")["holds"]
+    assert not holds.iloc[0] and holds.iloc[1] and holds.iloc[5]
+
+
+def test_nothing_is_left_behind():
+    vlm = small("glm4v")
+    before = all_hooks(vlm)
+    certificate(vlm)
+    assert all_hooks(vlm) == before
+
+
+@pytest.mark.parametrize(
+    "model_type, reason",
+    [
+        ("mllama", "^cross-attention: the language model reads the picture in layers of its own"),
+        ("florence2", "^encoder-decoder: "),
+        ("idefics2", "^resampler: image tokens do not stand for places"),
+        ("llava_next", "^tiles: the picture is shown twice"),
+        ("blip", "names no image token"),
+    ],
+)
+def test_refused_with_the_reason(model_type, reason):
+    with pytest.raises(Refused, match=reason):
+        survey.examine(model_type)
+
+
+def test_the_page_counts_what_passes():
+    rows = [survey.Row("a", "passes", ("1",) * 5), survey.Row("b", "refused", note="why"), survey.Row("c", "not built")]
+    page = survey.page(rows)
+    assert "**1 of the 2 types" in " ".join(page.split()) and "- `b`: why" in page
