@@ -200,15 +200,9 @@ def strips_in_words(verdicts: Mapping[str, str], readable: Mapping[str, float]) 
 
     readable: by setting, the share of object tokens of test pictures on which the probe is correct.
     """
-    lines = []
-    for setting, verdict in verdicts.items():
-        doubt = (
-            f" (the probe is correct on only {readable[setting]:.2f} of object tokens: a better probe might find "
-            "strips that it misses)"
-        )
-        doubt = doubt if readable[setting] < READABLE else ""
-        lines.append(f"Strips on white, {setting}: {verdict}{doubt}.")
-    return "\n".join(lines)
+    doubt = " (the probe is correct on only {:.2f} of object tokens: a better probe might find strips that it misses)"
+    doubts = {name: "" if share >= READABLE else doubt.format(share) for name, share in dict(readable).items()}
+    return "\n".join(f"Strips on white, {name}: {verdict}{doubts[name]}." for name, verdict in verdicts.items())
 
 
 def permutation_null(

@@ -128,7 +128,8 @@ def dose(table: pd.DataFrame, names: Mapping[str, str]):
         axis.set(xscale="symlog", ylim=(-0.05, 1.05), ylabel=label, xlabel="background tokens per strip (k)")
         axis.set_xticks(counts, counts)
         axis.minorticks_off()
-    axes[1].axhline(0.5, color=figures.GREY, linewidth=0.8, linestyle=figures.DOTS, zorder=0)
-    axes[1].annotate("half of the pairs", (0, 0.52), fontsize=7, color=figures.GREY)
+    figures.level(axes[1], 0.5, "")
+    place = axes[1].get_yaxis_transform()  # named at the left, where curves are low
+    axes[1].text(0.02, 0.51, "half of the pairs", transform=place, fontsize=7, color=figures.GREY)
     figures.legend_below(figure, axes[0])
     return figure
