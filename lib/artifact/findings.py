@@ -141,7 +141,7 @@ def positions() -> str:
         table = table[(table["measure"] == "named") & (table["orientation"] == "vertical")]
         value = table.set_index(["scheme", "step"])["value"].map(two_digits)
         said.append(
-            f"from {value['own', 'middle']} to {value['close', 'middle']} in `{name}` (intact picture {value['close', 'intact']})"
+            f"from {value['own', 'middle']} to {value['close', 'middle']} in `{name}` ({value['rows', 'middle']} with one number per row, as new to the model but telling the rows apart)"
         )
     return (
         "- **The axis that survives can hang on position numbers.** With rows as close to one another as columns in the backbone's position numbers, the above-below order that the ablation leaves "
