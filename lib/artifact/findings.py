@@ -144,7 +144,7 @@ def positions() -> str:
         left = table[table["step"] == STEPS[-1]].set_index("scheme")
         own, dropped, control = (two_digits(left.loc[scheme, "value"]) for scheme in ("own", "columns", "rows"))
         holds = left.loc["rows", "low"] > 0.5
-        what = "the loss is one of information" if holds else "so that the loss may be damage, and nothing follows"
+        what = "the loss is one of information" if holds else "the control falls, too, so that the loss may be damage"
         said.append(f"`{name}` {own}, {dropped}, control {control}: {what}")
     return (
         "- **Position numbers carry part of the axis that survives where the control holds.** The above-below order that the ablation leaves (1: all of it) under the backbone's own position numbers; with one number per column, "
