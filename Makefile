@@ -1,5 +1,5 @@
 # make run     execute the notebooks headlessly into runs/      (MODEL=joint NOTEBOOKS=02,03 ARGS=--fresh; ARGS=--all: every model)
-# make test    the tests                                        (ARGS="-k scenes")
+# make test    the tests, one process per core                  (ARGS="-k scenes"; ARGS="-n 0": in one process)
 # make seeds   the notebooks on every shipped training seed; collects the claims in outputs/seeds/
 # make lab     JupyterLab on the notebooks
 # make site    the HTML edition of outputs/ in site/: finding, verdicts, figures, notebooks, a page to try the edits
@@ -32,7 +32,7 @@ run: $(READY)
 
 test: $(READY)
 	@echo "Running the tests (about 25 minutes on two CPU cores, half of them the notebooks run once more)."
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n logical --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 seeds: $(READY)
 	@echo "Running the notebooks on the other training seeds into seeds/ (about seven minutes a seed on two CPU cores)."

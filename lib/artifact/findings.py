@@ -15,7 +15,7 @@ from lib.engine.checkpoints import seeds
 from lib.engine.embedded import DEFAULT
 from lib.places import MODELS
 
-# The claims as the README says them: metric -> claim in plain words, and the rival that the metric excludes.
+# The claims as the README says them: metric -> claim in plain words, and the rival that the metric tests.
 CLAIMS = {
     "order_beyond_words": (
         "C1 The last token first points to a place, then takes what stands there",
@@ -28,13 +28,28 @@ CLAIMS = {
     "probe_unseen_entities": ("C2 The same, entities the probe never saw", "a table of known entities"),
     "probe_unseen_places": ("C2 The same, lines that stand elsewhere", "place on the canvas"),
     "strips_beyond_bare": ("C3 Order forms strips over the background", "place on the canvas, objects or not"),
-    "strip_code": ("C4 The strips decide the answer", "objects' own code, scene code, token places"),
-    "order_lost_named": ("C5 The encoder's order dominates: lost under the paper's ablation", "damage"),
-    "order_lost_own_place": ("C5 Lost already with objects alone at their place", "a code of each object's own place"),
-    "backup_beyond_floor": ("C6 The backbone keeps a backup on object tokens", "pairs right by luck"),
+    "strip_code": ("C4 A code of place on the strips decides the answer", "O, B and P: they predict 0"),
+    "order_lost_named": (
+        "C5 Answers are lost under the paper's ablation",
+        "tokens so unusual that it answers other words",
+    ),
+    "order_lost_own_place": (
+        "C5 Lost already when each object is taken alone at its own place",
+        "a code of each object's own place",
+    ),
+    "backup_beyond_floor": ("C6 The backbone keeps a backup on object tokens", "pairs that are right by luck"),
     "repaired_beyond_random": ("C7 Turning up order directions repairs failures", "any push of that size"),
-    "net_gain": ("C7 More than it breaks", "repairs paid for elsewhere"),
+    "net_gain": ("C7 It repairs more than it breaks", "repairs paid for elsewhere"),
 }
+
+# The four rivals as the README says them: what could tell which object is where, and the edit that tests it alone.
+SOURCES = {
+    "O": ("the tokens of the objects themselves", 1),
+    "S": ("the background around an object, by *which strip it is* (the paper, read strictly)", 9),
+    "B": ("the background, by saying *which object is where*", 5),
+    "P": ("the places of the tokens in the sequence", 8),
+}
+SHOWN = ("reference", "reference-seed2", "qwen_style", "joint", "strip_code")
 
 
 def effects(model: str = DEFAULT) -> pd.Series:
@@ -49,36 +64,69 @@ def both(values: pd.Series) -> str:
     return " and ".join(two_digits(values[axis]) for axis in AXES)
 
 
+def models_table() -> pd.DataFrame:
+    """The four rivals of all embedded models at slot 0, a row per model, axis and rival."""
+    return record.table(DEFAULT, "figures/02-models.csv")
+
+
 def rivals(values: str = "value") -> pd.DataFrame:
-    """The four rivals of all embedded models at slot 0, a row per model and axis; values: "value", or a bound of its
-    interval ("low", "high")."""
-    table = record.table(DEFAULT, "figures/02-models.csv")
-    return table.pivot_table(index=["model", "orientation"], columns="rival", values=values, sort=False)
+    """Their values, or a bound of their intervals ("low", "high"): a row per model and axis, a column per rival."""
+    return models_table().pivot_table(index=["model", "orientation"], columns="rival", values=values, sort=False)
 
 
 def after_ablation() -> pd.DataFrame:
     return record.table(DEFAULT, "figures/02-ablation.csv").set_index(["model", "orientation"])
 
 
+def four() -> str:
+    """The four rivals: what each says, its own edit, and that edit's effect in a few models."""
+    table = models_table().set_index(["model", "orientation", "rival"])
+    lines = []
+    for rival, (meaning, edit) in SOURCES.items():
+        cells = [" / ".join(in_bold(table.loc[(model, axis, rival)]) for axis in AXES) for model in SHOWN]
+        lines.append((f"**{rival}** {meaning}", str(edit), *cells))
+    head = ["what tells which object is on the left", "edit", *markdown.code(SHOWN)]
+    caption = (
+        f"Effect of each edit on left-right / above-below, at least {int(models_table()['n'].min())} pairs of pictures "
+        "each: 0, the answer stays; 1, it becomes the mirror picture's. Bold: the whole 95 % interval is above 1/2.\n"
+    )
+    return markdown.table(head, lines) + "\n" + caption
+
+
+def in_bold(row: pd.Series) -> str:
+    """A value in two digits, bold where the whole interval is above 1/2."""
+    return f"**{two_digits(row['value'])}**" if row["low"] > 0.5 else two_digits(row["value"])
+
+
 def findings() -> str:
     """What was found, a sentence per result, numbers from the tables."""
     table, left = rivals(), after_ablation()
-    parts = [paper(), seed_by_seed(table), positive_control(table, left), by_axis(table, left)]
-    return "\n".join(parts) + "\n"
+    return numbered([paper(), seed_by_seed(table), positive_control(table, left), by_axis(table, left)])
+
+
+def numbered(parts: list[str], first: int = 1) -> str:
+    """A list of findings with the numbers that docs/RESULTS.md calls them by."""
+    return "".join(part.replace("- **", f"- **F{k}. ", 1) + "\n" for k, part in enumerate(parts, first))
 
 
 def more() -> str:
     """What else was found, for docs/RESULTS.md."""
-    return "\n".join([positions(), strips_unused()]) + "\n"
+    return numbered([place_and_source(rivals()), positions(), strips_unused()], first=5)
 
 
 def paper() -> str:
     """The paper's observation and the edits that tell its explanation from its rivals."""
     edit = effects()
     return (
-        f"- **The paper's observation comes out, its explanation, read strictly, does not.** In `{DEFAULT}`, made in stages as published models are, interchanging strips moves the answer {both(edit[2])} of the way to the mirror picture's (left-right and above-below), objects alone {both(edit[1])}. "
-        f"Yet exchanging the strips' background *within* the picture, which a code of place on the background must follow, moves it {both(edit[9].abs())}; all background from the mirror picture, in place, {both(edit[5])}: the background says *who stands where*. That the order is in the background at all, the loose reading of the paper, it confirms for this model. This excludes a code of place alone on each strip, not one that is bound to the object on it. It says who wins when the two disagree: with the background emptied, the objects alone still suffice (notebook 02, ladder)."
+        f"- **The paper's observation holds; a code of place on the strips does not explain it.** In `{DEFAULT}`, interchanging strips with the mirror picture moves the answer {both(edit[2])} of the way (edit 2; left-right and above-below, {pairs_per_axis()} pairs each), objects alone {both(edit[1])} (edit 1). "
+        f"But exchanging the strips' background *within* the picture, which should flip the answer if it told which strip is which, moves it {both(edit[9].abs())} (edit 9), and all background from the mirror picture {both(edit[5])} (edit 5). Not excluded: a strip code that is tied to the object on the strip. "
+        f"The edits show which source wins when sources disagree, not what each could do alone: with an emptied background the objects still suffice."
     )
+
+
+def pairs_per_axis() -> int:
+    table = record.table(DEFAULT, "tables/fingerprint.csv")
+    return int(table[(table["setting"] == "squares") & table["centred"] & (table["slot"] == 0)]["n"].min())
 
 
 def seed_by_seed(table: pd.DataFrame) -> str:
@@ -87,12 +135,15 @@ def seed_by_seed(table: pd.DataFrame) -> str:
     names = list(seeds(DEFAULT).values())
     scene = [name for name in names if table.loc[name, "B"].min() > 0.5]
     objects = [name for name in names if table.loc[name, "O"].min() > 0.5]
-    kept = {name: place_readable(name) for name in (*names, "qwen_style", "pixtral_style")}
-    low, high = ([kept[name] for name in kept if (name in scene) == where] for where in (True, False))
-    return (
-        f"- **The same recipe can keep order in different places.** Of {len(names)} trainings of `{DEFAULT}`, equal but for the random start and the order of lessons, {len(scene)} keep it in the background (B {span(table.loc[scene, 'B'])}) and {len(objects)} on the objects (O {span(table.loc[objects, 'O'])}, B at most {two_digits(table.loc[objects, 'B'].abs().max())}): one training says nothing about a recipe. "
-        f"After the fact, this goes with how well row and column can be read from an object's own tokens once its encoder is trained: R2 {two_digits(min(low))} to {two_digits(max(low))} where the background decides, {two_digits(min(high))} or more in `{objects[0]}`, `qwen_style` and `pixtral_style`. Five models cannot show that it is the cause."
-    )
+    return f"- **Trainings of one recipe differ.** Of {len(names)} trainings of `{DEFAULT}`, equal but for the random start and the order of lessons, {len(scene)} keep order in the background (B {span(table.loc[scene, 'B'])}) and {len(objects)} on the objects (O {span(table.loc[objects, 'O'])}, B at most {two_digits(table.loc[objects, 'B'].abs().max())})."
+
+
+def place_and_source(table: pd.DataFrame) -> str:
+    """What goes with the source that wins, over the trainings with a frozen encoder; table: `rivals`."""
+    kept = {name: place_readable(name) for name in (*seeds(DEFAULT).values(), "qwen_style", "pixtral_style")}
+    scene = {name: table.loc[name, "B"].min() > 0.5 for name in kept}
+    low, high = ([value for name, value in kept.items() if scene[name] == where] for where in (True, False))
+    return f"- **Where the background wins, objects say little of their own place.** Over the {len(kept)} trainings with a frozen encoder the source that wins goes with how well row and column of an object can be read from its own tokens once the encoder is trained: R2 {two_digits(min(low))} to {two_digits(max(low))} where the background wins, {two_digits(min(high))} or more where the objects win. This was seen afterwards, and {len(kept)} models cannot show that it is the cause."
 
 
 def span(values: pd.DataFrame | pd.Series) -> str:
@@ -110,21 +161,20 @@ def positive_control(table: pd.DataFrame, left: pd.DataFrame) -> str:
     """The planted strip code; table: `rivals`, left: `after_ablation`."""
     own, kept = table.loc["strip_code"], left.loc["strip_code", "accuracy"]
     return (
-        f"- **The edit finds a strip code where there is one.** In `strip_code`, built to be the paper's picture read strictly, it moves the answer {both(own['S'])} of the way, every other source at most {two_digits(own[['O', 'B', 'P']].abs().max().max())}; in all other models at most {two_digits(table.drop('strip_code')['S'].abs().max())}. "
-        f"And that model still answers {both(kept)} correctly after the paper's ordering ablation, because the empty canvas carries the code, too: a model that loses order there does not have it from a strip code of this kind alone."
+        f"- **The test finds a strip code where there is one.** In `strip_code`, built to be the paper's picture read strictly, edit 9 moves the answer {both(own['S'])} of the way; S is at most {two_digits(table.drop('strip_code')['S'].abs().max())} in every other model. "
+        f"And it still answers {both(kept)} correctly after the paper's ordering ablation (background from an empty canvas, each object from a picture where it stands alone in the middle): the empty canvas carries the code, too. Losing order there is evidence against such a code, not for it."
     )
 
 
 def by_axis(table: pd.DataFrame, left: pd.DataFrame) -> str:
     """Models in which the two axes rest on different sources; table: `rivals`, left: `after_ablation`."""
-    together, apart = ("qwen_joint", "pixtral_joint"), ("qwen_style", "pixtral_style", "reference-seed2")
-    places = min(table.loc[(name, "vertical"), "P"] for name in together)
-    objects = min(table.loc[(name, "horizontal"), "O"] for name in (*together, *apart))
-    above = "; ".join(
-        f"`{name}` O {two_digits(table.loc[(name, 'vertical'), 'O'])}, P {two_digits(table.loc[(name, 'vertical'), 'P'])}, {two_digits(left.loc[(name, 'vertical'), 'accuracy'])} correct after the ablation"
-        for name in apart
+    together, apart = ["qwen_joint", "pixtral_joint"], ["qwen_style", "pixtral_style", "reference-seed2"]
+    vertical, across = (table.xs(axis, level="orientation") for axis in ("vertical", "horizontal"))
+    kept = left.xs("vertical", level="orientation")["accuracy"]
+    return (
+        f"- **The two axes can rest on different sources.** `{together[0]}` and `{together[1]}` take left-right from the objects (O {two_digits(across.loc[together, 'O'].min())} or more) and above-below from token places (P {two_digits(vertical.loc[together, 'P'].min())} or more). "
+        f"`{apart[0]}`, `{apart[1]}` and `{apart[2]}` take left-right from the objects (O {two_digits(across.loc[apart, 'O'].min())} or more), above-below only in part (O {span(vertical.loc[apart, 'O'])}), and {span(kept[apart])} of their answers on that axis survive the ablation (chance between the two objects: 0.50)."
     )
-    return f"- **It can differ by axis within one model.** Five models keep left-right on the objects (O {two_digits(objects)} or more). Above-below two of them, trained at once, make from token places (P {two_digits(places)} or more); in the three with a frozen encoder the objects are the largest single source where sources disagree, and something else still answers when they are silenced ({above}): a backup, clearest on one axis."
 
 
 def strips_unused(model: str = "qwen_style") -> str:
@@ -176,7 +226,7 @@ def claims() -> str:
         cells = [said(own, metric, LETTERS) for own in rows.values()]
         if any(cells):
             lines.append((sentence, rival, *cells))
-    return markdown.table(["claim", "rival it excludes", *markdown.code(rows)], lines)
+    return markdown.table(["claim", "rival it tests", *markdown.code(rows)], lines)
 
 
 def said(rows: list[dict], metric: str, words: dict[str, str] | None = None) -> str:

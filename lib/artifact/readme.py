@@ -7,6 +7,7 @@ import pandas as pd
 
 from lib import places
 from lib.artifact import findings, ledger, markdown, record, reviewer, seeds
+from lib.artifact.site.matrix import LETTERS
 from lib.engine.checkpoints import shipped
 from lib.engine.embedded import rank
 from lib.errors import UserError, cli
@@ -26,45 +27,43 @@ def checksums() -> str:
 
 
 def claims() -> str:
-    """The published ledgers in short: one line per metric, the settings of each model side by side."""
-    rows, lines = record.compared(), []
+    """The published ledgers: for each metric what it measures, and a table of its places by models."""
+    rows, parts = record.compared(), []
     for metric, measure in ledger.by_claim():
-        cells = [in_short([row for row in own if row["metric"] == metric]) for own in rows.values()]
-        if any(cells):
-            description = f"{measure.description} (above {measure.threshold:g})"
-            lines.append((measure.claim, description, measure.paper, *cells))
-    return markdown.table(["claim", "measured", "paper", *markdown.code(rows)], lines)
+        own = {}
+        for name, found in rows.items():
+            if here := {ledger.where(row): row for row in found if row["metric"] == metric}:
+                own[name] = here
+        if own:
+            rule = f"Measured: {measure.description} (reproduced above {measure.threshold:g}). Paper: {measure.paper}."
+            parts.append(f"### {measure.claim}: `{metric}`\n\n{rule}\n\n{by_place(own)}")
+    return "\n".join(parts)
 
 
-def in_short(rows: list[dict]) -> str:
-    """Values and intervals by place, the verdict once where all places agree."""
-    verdicts = {row["verdict"] for row in rows}
-    parts = []
-    for row in rows:
-        own = "" if len(verdicts) == 1 else f" {row['verdict']}"
-        parts.append(f"{ledger.where(row)} {ledger.in_figures(row)}{own}")
-    return "<br>".join(parts + [f"**{verdict}**" for verdict in verdicts if len(verdicts) == 1])
+def by_place(own: dict[str, dict[str, dict]]) -> str:
+    """A line per place, a column per model: value, interval, verdict's letter. own: model -> place -> row."""
+    every = dict.fromkeys(place for found in own.values() for place in found)
+    lines = [(place, *(in_short(found.get(place)) for found in own.values())) for place in every]
+    return markdown.table(["", *markdown.code(own)], lines)
+
+
+def in_short(row: dict | None) -> str:
+    return f"{ledger.in_figures(row)} {LETTERS[row['verdict']]}" if row else ""
 
 
 def over_seeds() -> str:
-    """The claims over training seeds: values of all seeds by place, and what the seeds say together."""
+    """The claims over training seeds: the values of all seeds, and what the seeds say together."""
     if not seeds.recipes():
         return "One training of each recipe is shipped so far, so nothing can be said about recipes.\n"
     table = record.table(record.SEEDS, "seeds.csv")
     said = seeds.agreed(table).set_index(["recipe", "metric", "where"])["verdict"]
-    recipes, lines = seeds.recipes(), []
-    for metric, measure in ledger.by_claim():
-        cells = []
-        for recipe in recipes:
-            own = table[(table["recipe"] == recipe) & (table["metric"] == metric)]
-            parts = []
-            for where, rows in own.groupby("where", sort=False):
-                values = " / ".join(map(record.two_digits, rows.sort_values("seed")["value"]))
-                parts.append(f"{where} {values} {said[recipe, metric, where]}")
-            cells.append("<br>".join(parts))
-        if any(cells):
-            lines.append((measure.claim, metric, *cells))
-    return markdown.table(["claim", "metric", *markdown.code(recipes)], lines)
+    lines = []
+    for metric, _ in ledger.by_claim():
+        own = table[table["metric"] == metric]
+        for (recipe, where), rows in own.groupby(["recipe", "where"], sort=False):
+            values = " / ".join(map(record.two_digits, rows.sort_values("seed")["value"]))
+            lines.append((f"`{metric}`", f"`{recipe}`", where, values, said[recipe, metric, where]))
+    return markdown.table(["metric", "recipe", "", "value of each seed", "together"], lines)
 
 
 def accuracies() -> str:
@@ -90,11 +89,12 @@ def verdicts() -> str:
         cells = [findings.said(own, metric) for own in rows.values()]
         if any(cells):
             lines.append((measure.claim, f"`{metric}`", measure.excludes, *cells))
-    return markdown.table(["claim", "metric", "rival it excludes", *markdown.code(rows)], lines)
+    return markdown.table(["claim", "metric", "rival it tests", *markdown.code(rows)], lines)
 
 
 PARTS = {
     (DATA / "README.md", "checksums"): checksums,
+    (ROOT / "README.md", "rivals"): findings.four,
     (ROOT / "README.md", "findings"): findings.findings,
     (ROOT / "README.md", "claims"): findings.claims,
     (DOCS / "RESULTS.md", "sources"): findings.sources,

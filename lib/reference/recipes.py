@@ -87,6 +87,6 @@ RECIPES = {
     "vision_only": Recipe(end_to_end(700, 2400, batch=32), planted="vision_only", places="waves"),
     "backbone_only": Recipe(end_to_end(500, 900), planted="backbone_only"),
     "split": Recipe(end_to_end(700, 2600, batch=32), planted="split", places="waves"),
-    "redundant": Recipe(end_to_end(700, 1300, batch=32), planted="redundant", places="waves"),
+    "redundant": Recipe(end_to_end(700, 2000), planted="redundant", places="waves"),
     "strip_code": Recipe(end_to_end(900, 1800, white=True, batch=32), planted="strip_code", places="waves"),
 }

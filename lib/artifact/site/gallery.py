@@ -15,6 +15,10 @@ CAPTIONS = {
     "away in turn; dotted, answers that name neither object.",
     "02-ablation": "Correct answers after the paper's ordering ablation, published checkpoints (as counted by the "
     "paper's authors) beside the embedded models; hollow, most answers name neither object.",
+    "02-positions": "What is left after the ablation when the position numbers of the language model are changed: "
+    "if token places carry it, it follows the numbers.",
+    "03-components": "Attention and MLP outputs, and every head, patched one at a time: which of them move the answer "
+    "beyond pictures that have the same answer.",
     "03-last-token": "The last token is patched, slot by slot: the answer at the other ordinal place (order), then the "
     "other picture's own answer (attribute).",
     "03-interchange-ablated": "Interchange of objects and of strips at every slot, with the order removed from the "
