@@ -42,6 +42,7 @@ WORDS = {  # tokens of "... to the left of the red square is", and how figures n
     "last": "last token",
     "all words": "all words together",
 }
+SAID = {"direction": "its own word", "reference": "the reference's word", "noun": "the noun", "last": "the last token"}
 KINDS = {  # what is different for the reference in the two pictures of a pair
     "both": "its place in line and on the canvas",
     "order": "its place in line alone",
@@ -356,9 +357,10 @@ def headline(found: pd.DataFrame) -> list[str]:
             )
     asked = rows[rows["code"] == "direction"]
     for source, part in asked.groupby("source", sort=False):
-        named = [f"{WORDS[token]} at slot {_spans(own)}" for token, own in _carrying(part)]
-        said = f"is carried by {', '.join(named)}" if named else "is carried by no token"
-        out.append(f"The direction asked for, as questions about {_about(source)} give it, {said}.")
+        named = [f"{SAID[token]} at {_spans(own)}" for token, own in _carrying(part)]
+        said = f"is carried by {' and by '.join(named)}" if named else "is carried by no token"
+        about = "an empty canvas" if source == "empty canvas" else "pictures"
+        out.append(f"The direction asked for, as questions about {about} give it, {said}.")
     return out
 
 
@@ -370,22 +372,19 @@ def _read_or_used(place: pd.DataFrame) -> str:
     readable = "is readable" if best["readable"] > best["readable_null"] else "is not readable"
     moves = "moves" if used["carries"].any() else "does not move"
     return (
-        f"The reference's place {readable} on its word and the noun behind it: at best {best['readable']:.0%} of pairs "
-        f"agree, at {WORDS[best['token']]}, slot {best['slot']} (random signs: {best['readable_null']:.0%}). Patching "
+        f"The reference's place {readable} on its word or the noun behind it: at best {best['readable']:.0%} of pairs "
+        f"agree, at {SAID[best['token']]}, slot {best['slot']} (random signs: {best['readable_null']:.0%}). Patching "
         f"words of the question {moves} the answer: at most {components.two(top['effect'])} of the way (null: "
         f"{components.two(top['null'])}; n = {top['n']})."
     )
 
 
-def _carrying(rows: pd.DataFrame):
-    chosen = rows[rows["carries"] & (rows["token"] != "all words")]
-    return [(name, chosen[chosen["token"] == name]) for name in WORDS if (chosen["token"] == name).any()]
+def _carrying(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """The single tokens that carry a code, each with its rows."""
+    chosen = rows[rows["carries"]]
+    return [(name, chosen[chosen["token"] == name]) for name in SAID if (chosen["token"] == name).any()]
 
 
 def _spans(rows: pd.DataFrame) -> str:
     slots = sorted(rows["slot"])
-    return str(slots[0]) if len(slots) == 1 else f"{slots[0]} to {slots[-1]}"
-
-
-def _about(source: str) -> str:
-    return "an empty canvas" if source == "empty canvas" else "pictures"
+    return f"slot {slots[0]}" if len(slots) == 1 else f"slots {slots[0]} to {slots[-1]}"
