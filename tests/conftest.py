@@ -1,5 +1,6 @@
 """Models and pairs that several test files share; made once for each file that asks for them."""
 
+import lib  # noqa: F401, I001  before torch, which reads how OpenMP's threads wait when it is loaded
 import pytest
 from tiny import tiny
 
