@@ -7,6 +7,7 @@ import os
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers)))
 
+import lib  # noqa: F401, I001  before torch, which reads how OpenMP's threads wait when it is loaded
 import pytest
 from tiny import tiny
 

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 
 import nbformat
@@ -114,6 +115,20 @@ def test_the_lock_keeps_others_out(tmp_path):
     with files.locked(path):
         assert b"Timeout" in subprocess.run([sys.executable, "-c", code], capture_output=True).stderr
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_whoever_waits_is_told_for_whom(tmp_path, capsys):
+    def wait():
+        with files.locked(tmp_path / "x.json"):
+            pass
+
+    other = threading.Thread(target=wait)
+    with files.locked(tmp_path / "x.json", "filing 01_first"):
+        other.start()
+        other.join(2)
+        assert other.is_alive()
+    other.join()
+    assert f"waiting for process {os.getpid()} (filing 01_first), which holds" in capsys.readouterr().err
 
 
 def test_an_empty_place_gives_an_empty_summary(tmp_path, monkeypatch):

@@ -362,6 +362,20 @@ def test_a_reader_who_leaves_does_not_make_a_notebook_fail(house):
         assert not list((house / "out").rglob("*.failed.ipynb"))
 
 
+@pytest.mark.parametrize(
+    "to, code, sentence",
+    [
+        ("| true; exit ${PIPESTATUS[0]}", 0, ""),
+        (">&-", 0, ""),
+        ("> /dev/full", 2, "error: no space left to write to: free some and run again, nothing is lost\n"),
+    ],
+)
+def test_a_list_that_nobody_takes_is_no_traceback(to, code, sentence):
+    command = ["bash", "-c", f'"$0" -m lib.run --list {to}', sys.executable]
+    done = subprocess.run(command, cwd=places.ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (code, sentence)
+
+
 def test_command_line_exit_code(house):
     call = [sys.executable, "-m", "lib.run", "--notebooks", "99"]
     done = subprocess.run(call, cwd=places.ROOT, capture_output=True, text=True)

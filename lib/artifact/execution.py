@@ -10,6 +10,10 @@ from lib.artifact.staleness import made_from, recorded
 from lib.engine.checkpoints import Model, hub_digest
 from lib.places import show
 
+PATIENCE = (
+    600  # seconds for a kernel to start or to hand over output; on a busy machine papermill's 60 and 4 are not enough
+)
+
 
 def execute(run: Run, notebook: Notebook, model: Model, parameters: dict, models_folder: Path, bar: bool) -> dict:
     """Execute a notebook and commit what it leaves; returns the manifest. bar: show papermill's progress bar.
@@ -60,4 +64,6 @@ def run_cells(notebook: Notebook, draft: Path, given: dict, bar: bool) -> None:
         kernel_manager_class=ThisPython,
         cwd=notebook.path.parent,
         progress_bar=bar,
+        start_timeout=PATIENCE,
+        iopub_timeout=PATIENCE,
     )

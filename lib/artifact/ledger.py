@@ -215,7 +215,7 @@ def record(model: str, rows: list[dict], notebook: str, seed: int) -> pd.DataFra
     (lib/artifact/manifests.py).
     """
     path = places.outputs(model) / FILE
-    with files.locked(path):  # notebooks run by hand share a folder and may run at the same time
+    with files.locked(path, notebook):  # notebooks run by hand share a folder and may run at the same time
         before = storage.read_json(path) if path.is_file() else []
         kept = [each for each in before if each["notebook"] != notebook]
         storage.write_json(sorted(kept + rows, key=place), path, storage.provenance(model, seed))

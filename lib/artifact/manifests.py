@@ -201,7 +201,7 @@ def place(run: Run, folder: Path, manifest: dict) -> None:
         if other != run and shared:
             raise UserError(f"{run.notebook} and {other.notebook} both write {shared[0]}: rename it in one of them")
     files.write_json(manifest | {"seal": seal_of(manifest)}, folder / MANIFEST)
-    with files.locked(run.folder):
+    with files.locked(run.folder, f"filing {run.notebook}"):
         move_all(run)  # an earlier commit that was cut short
         try:
             run.folder.mkdir(parents=True, exist_ok=True)
@@ -215,7 +215,7 @@ def finish(root: Path) -> None:
     """Finish every commit that was cut short."""
     for path in sorted(root.glob(f"*/{COMMITTED}*")):
         run = Run(root, path.parent.name, path.name.removeprefix(COMMITTED))
-        with files.locked(run.folder):
+        with files.locked(run.folder, f"filing {run.notebook}"):
             move_all(run)
 
 
@@ -248,7 +248,7 @@ def results_before(run: Run) -> set[str]:
 
 def remove(run: Run) -> None:
     """Take a run out of a record: the manifest first, so that nothing half of it counts."""
-    with files.locked(run.folder):
+    with files.locked(run.folder, f"removing {run.notebook}"):
         results = results_before(run)
         run.manifest.unlink(missing_ok=True)
         for file in results:

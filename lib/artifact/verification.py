@@ -81,12 +81,16 @@ def rerun(run: Run) -> str:
 
 def restore(path: Path, otherwise: str) -> str:
     """Git has the file as it was, where it differs from what is committed; `otherwise` where git cannot help."""
+    return f"git checkout HEAD -- {quoted(path)}" if altered(path) else otherwise
+
+
+def altered(path: Path) -> bool:
+    """Whether a file differs from what is committed; False where git cannot say."""
     command = ["git", "-C", str(places.ROOT), "diff", "--quiet", "HEAD", "--", str(path)]
     try:
-        differs = subprocess.run(command, capture_output=True).returncode == 1
+        return subprocess.run(command, capture_output=True).returncode == 1
     except OSError:  # no git
-        differs = False
-    return f"git checkout HEAD -- {quoted(path)}" if differs else otherwise
+        return False
 
 
 # What may be wrong
@@ -151,17 +155,32 @@ def against_rules(rows: list[dict]) -> list[str]:
 
 def of_derived(root: Path) -> list[Fault]:
     """ledger.json of each model and summary.csv, which follow from the manifests."""
-    wanted = {}
-    for model in record.models():
-        wanted[root / model / ledger.FILE] = manifests.ledger_bytes(root, model)
-    summary = record.summary()
-    wanted[root / "summary.csv"] = None if summary.empty else record.summary_bytes(summary)
     again = f"python -m lib.run --summary --outputs {quoted(root)}"
-    return [
-        Fault(path, "it is not what the manifests say", again if content is not None else f"rm {quoted(path)}")
+    wanted = {root / model / ledger.FILE: manifests.ledger_bytes(root, model) for model in record.models()}
+    found = [
+        Fault(path, "it is not what the manifests say", of_manifests(path) or again)
         for path, content in wanted.items()
-        if content != (path.read_bytes() if path.is_file() else None)
+        if differs(path, content)
     ]
+    path, summary = root / "summary.csv", record.summary()
+    if differs(path, None if summary.empty else record.summary_bytes(summary)):
+        repair = again if not summary.empty else f"rm {quoted(path)}"
+        found.append(Fault(path, "it is not what the manifests say", repair))
+    return found
+
+
+def differs(path: Path, content: bytes | None) -> bool:
+    """Whether a file, if it is there, holds something else than it must (None: it must not be there)."""
+    return content != (path.read_bytes() if path.is_file() else None)
+
+
+def of_manifests(ledger_file: Path) -> str:
+    """The repair where a ledger is as it was committed and manifests are not: their rows were taken away or changed,
+    and a ledger made from them would lose what was published."""
+    if altered(ledger_file):
+        return ""
+    paths = [path for path in sorted((ledger_file.parent / "runs").glob("*.json")) if altered(path)]
+    return f"git checkout HEAD -- {' '.join(map(quoted, paths))}" if paths else ""
 
 
 def of_source(run: Run, notebook: Notebook) -> list[Fault]:
