@@ -13,7 +13,7 @@ from lib.artifact import figures
 PAPER = {"Gemma-3-4b": ("*", 0.53, 0.57, 0.72, 0.096, 0.402), "Qwen2-VL-2B": ("d", 0.60, 0.65, 0.82, 0.131, 0.545)}
 PANELS = {
     "repaired": "repaired, of the failures",
-    "broken": "broken, of the correct answers",
+    "broken": "broken, of correct answers",
     "net": "change of strict accuracy",
 }
 
@@ -45,16 +45,17 @@ def _curve(scores: pd.DataFrame, name: str, bounds: tuple[str, str]) -> pd.DataF
 
 
 def dose(scores: pd.DataFrame, null: pd.DataFrame):
-    """What the order directions repair and break at every alpha, beside the band of random sets.
+    """What the order directions repair and break at every alpha, beside the range of random sets.
 
     scores: `enhancement.score` of the order directions; null: that of the random sets.
     """
     figure, axes = figures.panels(1, 3, height=2.5)
     for axis, (name, label) in zip(axes, PANELS.items(), strict=True):
-        spread = null.groupby("alpha")[name].agg(["mean", "min", "max"]).reset_index()
-        band = _curve(spread.rename(columns={"mean": name}), name, ("min", "max"))
+        spread, look = null.groupby("alpha")[name].agg(["mean", "min", "max"]), figures.look("random")
         figures.curve_with_band(axis, _curve(scores, name, (f"{name}_low", f"{name}_high")), "alpha", name, "order")
-        figures.curve_with_band(axis, band, "alpha", name, "random", "random sets, smallest to largest")
+        reach = np.clip([spread["mean"] - spread["min"], spread["max"] - spread["mean"]], 0, None)
+        style = {"fmt": look.marker, "color": look.colour, "elinewidth": 2, "capsize": 3}
+        axis.errorbar(spread.index, spread["mean"], reach, label="random sets, mean, smallest and largest", **style)
         axis.set(xlabel="alpha", ylabel=label)
         axis.axvline(0, color=figures.GREY, linewidth=0.6)
     axes[2].axhline(0, color=figures.GREY, linewidth=0.6)
