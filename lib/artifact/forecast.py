@@ -157,8 +157,8 @@ def plan(model: Model, notebooks: Sequence[Notebook]) -> str:
         base = own if model.name == DEFAULT else seconds_per_prompt(load(DEFAULT, str(device)))
         ratio, slots = own / base, (size.layers + 1) / (size_of(str(reference)).layers + 1)
         lines.append(
-            f"time: a prompt takes {own * 1000:.0f} ms, {ratio:.3g} times as long as with {DEFAULT}. On a machine as fast "
-            "as that of the published runs, if all slots cost one pass together, and if each costs one:"
+            f"time: a prompt takes {own * 1000:.0f} ms, {ratio:.3g} times as long as with {DEFAULT}. On a machine as "
+            "fast as that of the published runs, if all slots cost one pass together, and if each costs one:"
         )
     elif room.loads:
         lines.append("time: not known, the weights are not on this machine yet")
@@ -168,8 +168,9 @@ def plan(model: Model, notebooks: Sequence[Notebook]) -> str:
 def described(name: str, size: Size, room: Memory) -> str:
     weights, batch, encoder, free = (f"{x / GIB:.2f} GiB" for x in (room.weights, room.batch, room.encoder, room.free))
     return (
-        f"{name}: {size.weights / 1e6:,.1f} million weights, {size.layers} layers, {size.encoder_layers} in the encoder\n"
-        f"memory: weights {weights}, a batch up to {batch}, states inside the encoder (notebook 02) {encoder}; free {free}"
+        f"{name}: {size.weights / 1e6:,.1f} million weights, {size.layers} layers, {size.encoder_layers} in its "
+        f"encoder\nmemory: weights {weights}, a batch up to {batch}, states in the encoder (notebook 02) {encoder}; "
+        f"free {free}"
     )
 
 
