@@ -1,20 +1,29 @@
 """Records derived from models: equal to the written ones, certified, or refused with the reason."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 from test_contracts import QUESTIONS, all_hooks
 from tiny import NAMES, tiny
 
+from lib import places
+from lib.engine import certificate as certificate_module
 from lib.engine.certificate import CONTRACTS, certificate
 from lib.engine.derived import small_models, survey
 from lib.engine.derived.adapter import DerivedVLM
 from lib.engine.derived.derive import derive
 from lib.engine.derived.observe import Refused
 from lib.engine.tensors import put, take
+from lib.engine.vlm import load
+from lib.errors import UserError
+from lib.patching.edits import Interchange
+from lib.patching.runs import Run
+from lib.patching.sweep import last_token_sweep, token_sweep
 
 # What stands in the text around a picture and how a processor is called cannot be read from a model
 DERIVED = "architecture language encoder projector merge patch_order packed tokens_after_grid positions".split()
@@ -114,6 +123,47 @@ def test_a_patch_takes_every_road():
         alone[..., : vlm.language.width] = whole[..., : vlm.language.width]  # the residual stream only
         ours, naive = (vlm.logits(vlm.forward(prompt, hidden=h, from_slot=slot).last) for h in (whole, alone))
         assert (ours - naive).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_vl", "lfm2_vl"])
+def test_sweeps_equal_whole_runs(model_type):
+    """With several routes of the picture, and with layers that have a state: every slot by sweep and by whole runs."""
+    vlm = small(model_type)
+    tokens, ids = vlm.encode(pictures(vlm)), vlm.candidates([["red", "blue"]])
+    run, other = (Run.of(vlm, QUESTIONS[:1], tokens, [picture]) for picture in (0, 1))
+    half = np.arange(vlm.grid.side**2 // 2)
+    swept = token_sweep(vlm, run, {"half": Interchange(half, half)}, ids, ("a", "b"), [1], progress=False)
+    last = last_token_sweep(vlm, run, other, ids, ("a", "b"), progress=False)
+    clean, source = (vlm.forward(run.prompt, tokens[[k]], capture=vlm.slots) for k in (0, 1))
+    positions = run.prompt.image[:, half]
+    for slot in vlm.slots[:-1]:
+        for table, changed in ((swept, positions), (last, torch.tensor([[run.prompt.length - 1]]))):
+            hidden = put(clean.hidden[slot], changed, take(source.hidden[slot], changed))
+            expected = vlm.score(vlm.forward(run.prompt, hidden=hidden, from_slot=slot).last, ids)[0][0]
+            found = table.query("run == 'patched' and slot == @slot").sort_values("role")["probability"]
+            assert np.allclose(found, expected, atol=1e-5), slot
+
+
+def test_an_unknown_checkpoint_proves_itself_when_first_loaded(tmp_path, monkeypatch):
+    """Saved, loaded without a record, certified, and not certified again; another tokenizer file makes it new."""
+    monkeypatch.setattr(places, "RUNS", tmp_path / "runs")
+    model = small_models.build("qwen3_vl")
+    folder = tmp_path / "unknown"
+    model.save_pretrained(folder)
+    small_models.tokenizer().save_pretrained(folder)
+    kind = transformers.Qwen2VLImageProcessorPil
+    kind(patch_size=4, merge_size=2, size={"shortest_edge": 64, "longest_edge": 1 << 20}).save_pretrained(folder)
+    vlm = load(folder)
+    kept = tmp_path / "runs" / "by-hand" / "unknown" / "certificate.json"
+    made = json.loads(kept.read_text())
+    assert len(made["contracts"]) == 6 and all(row["holds"] for row in made["contracts"])
+    assert (vlm.grid.side, vlm.grid.pixels, vlm.language.wiring.added) == (12, 8, 2)
+    before = kept.stat().st_mtime_ns
+    assert certificate_module.require(vlm, str(folder))["holds"].all() and kept.stat().st_mtime_ns == before
+    vlm.language.wiring = replace(vlm.language.wiring, logit_scale=1.5)
+    kept.unlink()
+    with pytest.raises(UserError, match="contracts do not hold on this checkpoint: 1 logits"):
+        certificate_module.require(vlm, str(folder))
 
 
 def test_a_certificate_says_which_contract_is_broken():

@@ -168,9 +168,9 @@ def plan(model: Model, notebooks: Sequence[Notebook]) -> str:
 def described(name: str, size: Size, room: Memory) -> str:
     weights, batch, encoder, free = (f"{x / GIB:.2f} GiB" for x in (room.weights, room.batch, room.encoder, room.free))
     return (
-        f"{name}: {size.weights / 1e6:,.1f} million weights, {size.layers} layers, {size.encoder_layers} in the "
-        f"encoder\nmemory: weights {weights}, a batch up to {batch}, states inside the encoder (notebook 02) "
-        f"{encoder}; free {free}"
+        f"{name}: {size.weights / 1e6:,.1f} million weights, {size.layers} layers, {size.encoder_layers} in its "
+        f"encoder\nmemory: weights {weights}, a batch up to {batch}, states in the encoder (notebook 02) {encoder}; "
+        f"free {free}"
     )
 
 

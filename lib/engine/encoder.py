@@ -44,6 +44,11 @@ class ImageEncoder:
         last = max(i if i >= 0 else count + 1 + i for i in ([chosen] if isinstance(chosen, int) else chosen))
         return range(last + 1)
 
+    @property
+    def base(self) -> torch.nn.Module:
+        """The model without its head."""
+        return getattr(self.model, "model", self.model)
+
     # pictures -----------------------------------------------------------------------------------------------
 
     def pixels(self, images: Sequence[Image.Image]) -> dict:
@@ -89,7 +94,7 @@ class ImageEncoder:
         def work(index: np.ndarray):
             seen: dict[int, Tensor] = {}
             inputs = self.pixels([images[i] for i in index])
-            planted = no_places_under_objects(self.marks, self.model.model, inputs["pixel_values"])
+            planted = no_places_under_objects(self.marks, self.base, inputs["pixel_values"])
             with hooks(*planted, *self._hooks(index, edits, seen, set(capture))):
                 return self.features(inputs), seen
 

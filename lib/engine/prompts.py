@@ -52,6 +52,7 @@ class PromptWriter:
         self.raster = slice(grid.side**2)  # which of them stand for places, in raster order
         self._texts: dict[tuple, tuple[torch.Tensor, torch.Tensor]] = {}
         self._words: dict[str, tuple[int, ...]] = {}
+        self.dropped: dict[str, tuple[str, ...]] = {}  # spellings left out so far, by word
 
     def text(self, question: str, system: str | None = SYSTEM_TEXT, images: int = 1) -> str:
         """The chat text of a question, with every picture written out as its image tokens."""
@@ -111,8 +112,8 @@ class PromptWriter:
         """Token ids of the spellings of words: [row, role, spelling], padded with -1, no id twice.
 
         words: one list of words per row (shorter rows end in roles without ids), or one list for a single row. The
-        spellings of a word are itself in lower case and capitalised, each with and without a leading space; each must
-        be one token.
+        spellings of a word are itself in lower case and capitalised, each with and without a leading space. Those of
+        several tokens cannot be the next token: they are left out and named in `dropped`; at least one must remain.
         """
         table = [words] if len(words) and isinstance(words[0], str) else words
         if not len(table) or not all(len(row) for row in table):
@@ -126,23 +127,34 @@ class PromptWriter:
         return out
 
     def _spellings(self, word: str) -> tuple[int, ...]:
+        """Ids of the spellings of a word that are one token; UserError where none is."""
         if word not in self._words:
             bare = word.strip()
             capital = bare[:1].upper() + bare[1:]
-            forms = (bare.lower(), capital, " " + bare.lower(), " " + capital)
-            self._words[word] = tuple(dict.fromkeys(self._single(form, bare) for form in forms))
+            forms = dict.fromkeys((bare.lower(), capital, " " + bare.lower(), " " + capital))
+            single = {form: self._single(form) for form in forms}
+            ids = tuple(dict.fromkeys(i for i in single.values() if i is not None))
+            if not ids:
+                pieces = self._pieces(bare.lower())
+                raise UserError(
+                    f"The word {bare!r} is not one token for {self.name} in any spelling: {bare.lower()!r} becomes "
+                    f"{pieces}. Choose another word."
+                )
+            self._words[word] = ids
+            dropped = tuple(form for form, i in single.items() if i is None)
+            if dropped:
+                self.dropped[bare] = dropped
         return self._words[word]
 
-    def _single(self, form: str, word: str) -> int:
+    def _single(self, form: str) -> int | None:
+        """The id of a spelling that is one token, None where it takes several."""
         ids = self.tokenizer(form, add_special_tokens=False)["input_ids"]
         if len(ids) > 1 and not self.tokenizer.decode(ids[:1]).strip():
             ids = ids[1:]  # sentencepiece writes a leading space as a piece of its own
-        if len(ids) != 1 or ids[0] == self.tokenizer.unk_token_id:
-            pieces = self.tokenizer.convert_ids_to_tokens(ids)
-            raise UserError(
-                f"The word {word!r} is not one token for {self.name}: {form!r} becomes {pieces}. Choose another word."
-            )
-        return ids[0]
+        return ids[0] if len(ids) == 1 and ids[0] != self.tokenizer.unk_token_id else None
+
+    def _pieces(self, form: str) -> list[str]:
+        return self.tokenizer.convert_ids_to_tokens(self.tokenizer(form, add_special_tokens=False)["input_ids"])
 
 
 def chat(tokenizer, template, question, system, images, placeholder, name) -> str:

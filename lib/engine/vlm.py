@@ -49,16 +49,17 @@ def load(
     (`lib.engine.certificate`) when the checkpoint is used for the first time; by default only where no record of its
     family is written and one has to be derived.
     """
-    from lib.engine import certificate  # it knows the adapter
-    from lib.engine.derived.reading import derived
-
     found = read(name, device, dtype, attn, revision, device_map)
     if found.family is None:
+        from lib.engine.derived.reading import derived  # it knows the adapter
+
         vlm = derived(found, grid)
     else:
         vlm = VLM(found.model, found.tokenizer, found.processor, found.family, grid, found.name, found.template)
     if check or (check is None and found.family is None):
-        certificate.require(vlm, found.source)
+        from lib.engine.certificate import require
+
+        require(vlm, found.source)
     return vlm
 
 

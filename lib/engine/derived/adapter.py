@@ -64,7 +64,8 @@ class DerivedEncoder(ImageEncoder):
         return None if known else "the order of its encoder's patches is not known"
 
     def encode(self, images, edits=None, capture=(), progress=False):
-        if (edits or list(capture)) and self.closed:
+        capture = list(capture)
+        if (edits or capture) and self.closed:
             raise UserError(f"{self.name}: {self.closed}, so nothing inside it can be read or patched.")
         return super().encode(images, edits, capture, progress)
 
