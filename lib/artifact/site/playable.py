@@ -28,7 +28,7 @@ FILE = ROOT / "site" / "edits.html"
 MODELS = {
     "reference": "encoder trained first, with learned positions",
     "qwen_style": "encoder trained first, with rotary positions",
-    "strip_code": "planted: its background carries places and its objects do not, the paper's own picture",
+    "strip_code": "planted: its background carries places and its objects do not, the paper's picture read strictly",
     "vision_only": "planted: its language model cannot see where a token stands",
     "backbone_only": "planted: its encoder cannot see where a patch stands",
 }
