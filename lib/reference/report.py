@@ -38,8 +38,8 @@ MADE = {
     "split": "a planted model: the encoder knows columns only, the backbone rows only",
     "redundant": "a planted model: in training either the encoder's or the backbone's positions are scrambled in two of "
     "three pictures, so that each must suffice",
-    "strip_code": "a planted model, the paper's picture, read strictly, built in: tokens of the background carry their place, tokens "
-    "of objects do not, and the backbone meets rows and columns of tokens in random order in training",
+    "strip_code": "a planted model, the paper's picture, read strictly, built in: tokens of the background carry "
+    "their place, tokens of objects do not, and the backbone meets rows and columns of tokens in random order in training",
 }
 
 
