@@ -217,7 +217,7 @@ def outline(mask: np.ndarray) -> np.ndarray:
 
 
 def table(df: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
-    """A copy for display, floats rounded and never -0; the numbers in full are in the saved files."""
+    """A copy for display, floats rounded and never -0; the saved files hold six digits."""
     out = df.round(digits)
     floats = out.select_dtypes("float").columns
     out[floats] = out[floats] + 0.0
