@@ -1,7 +1,8 @@
 """What running the notebooks on a model would take, before anything is started: `python -m lib.run --plan MODEL`.
 
 Memory is counted from the configuration, on a model without weights; time comes from forward passes timed here, of the
-model and of `reference`, and from the seconds that the published runs of `reference` took.
+model and of `reference`, and from the seconds that the published runs of `reference` took. It errs on the long side:
+part of a notebook's time (figures, statistics) does not grow with the model.
 """
 
 from __future__ import annotations
