@@ -1,4 +1,4 @@
-"""Figures of notebook 03 about probes and about interchange."""
+"""Figures of notebook 03 about probes and interchange."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def _curves(axis, rows: pd.DataFrame) -> None:
 def interchange(swings: pd.DataFrame, settings):
     """Swing over the slot of an interchange, order removed (top) and intact, a column per setting; returns the figure.
 
-    swings: setting, ablated, edit ("object", "strip", "places" or "none", the run without an edit), slot, n, swing, low,
-    high.
+    swings: setting, ablated, edit ("object", "strip", "places" or "none", the run without an edit), slot, n, swing,
+    low, high.
     """
     figure, axes = figures.panels(2, len(settings), height=2.1, sharex=True, sharey=True)
     for row, ablated in zip(axes, (True, False), strict=True):
