@@ -120,7 +120,7 @@ def paper() -> str:
     return (
         f"- **The paper's observation holds; a code of place on the strips does not explain it.** In `{DEFAULT}`, interchanging strips with the mirror picture moves the answer {both(edit[2])} of the way (edit 2; left-right and above-below, {pairs_per_axis()} pairs each), objects alone {both(edit[1])} (edit 1). "
         f"But exchanging the strips' background *within* the picture, which should flip the answer if it told which strip is which, moves it {both(edit[9].abs())} (edit 9), and all background from the mirror picture {both(edit[5])} (edit 5). Not excluded: a strip code that is tied to the object on the strip. "
-        f"The edits show which source wins when sources disagree, not what each could do alone: with an emptied background the objects still suffice."
+        f"This says which source wins, not what each could do alone: with an emptied background the objects still suffice."
     )
 
 
@@ -135,7 +135,7 @@ def seed_by_seed(table: pd.DataFrame) -> str:
     names = list(seeds(DEFAULT).values())
     scene = [name for name in names if table.loc[name, "B"].min() > 0.5]
     objects = [name for name in names if table.loc[name, "O"].min() > 0.5]
-    return f"- **Trainings of one recipe differ.** Of {len(names)} trainings of `{DEFAULT}`, equal but for the random start and the order of lessons, {len(scene)} keep order in the background (B {span(table.loc[scene, 'B'])}) and {len(objects)} on the objects (O {span(table.loc[objects, 'O'])}, B at most {two_digits(table.loc[objects, 'B'].abs().max())})."
+    return f"- **Trainings of one recipe differ.** Of {len(names)} trainings of `{DEFAULT}`, {len(scene)} keep order in the background (B {span(table.loc[scene, 'B'])}) and {len(objects)} on the objects (O {span(table.loc[objects, 'O'])}, B at most {two_digits(table.loc[objects, 'B'].abs().max())})."
 
 
 def place_and_source(table: pd.DataFrame) -> str:
@@ -173,7 +173,7 @@ def by_axis(table: pd.DataFrame, left: pd.DataFrame) -> str:
     kept = left.xs("vertical", level="orientation")["accuracy"]
     return (
         f"- **The two axes can rest on different sources.** `{together[0]}` and `{together[1]}` take left-right from the objects (O {two_digits(across.loc[together, 'O'].min())} or more) and above-below from token places (P {two_digits(vertical.loc[together, 'P'].min())} or more). "
-        f"`{apart[0]}`, `{apart[1]}` and `{apart[2]}` take left-right from the objects (O {two_digits(across.loc[apart, 'O'].min())} or more), above-below only in part (O {span(vertical.loc[apart, 'O'])}), and {span(kept[apart])} of their answers on that axis survive the ablation (chance between the two objects: 0.50)."
+        f"`{apart[0]}`, `{apart[1]}` and `{apart[2]}` take left-right from the objects (O {two_digits(across.loc[apart, 'O'].min())} or more), above-below only in part (O {span(vertical.loc[apart, 'O'])}) and partly from elsewhere: {span(kept[apart])} of these answers survive the ablation (chance: 0.50)."
     )
 
 
