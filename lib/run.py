@@ -19,7 +19,7 @@ from pathlib import Path
 import pandas as pd
 
 from lib import files, places
-from lib.artifact import comparison, manifests, record
+from lib.artifact import comparison, manifests, record, renewal
 from lib.artifact.bounds import bounds_of, read_value
 from lib.artifact.execution import execute
 from lib.artifact.manifests import Run
@@ -92,6 +92,10 @@ def run_all(jobs: list[tuple[Model, Notebook]], values: dict[str, dict], fresh: 
     """Run what is not done, in the order given; a failure does not stop the rest."""
     codes, started = {0}, time.monotonic()
     runs = [record.run_of(notebook.name, model.name) for model, notebook in jobs]
+    for run, (model, notebook) in zip(runs, jobs, strict=True):
+        if not fresh and renewal.text_only(run, notebook, models_folder, model):
+            renewal.copy(run, run, notebook)
+            say(f"{run.model} {run.notebook}: its page has the text that changed, the results stand")
     stands = [
         not fresh and not why_stale(run, notebook, values[notebook.name], models_folder, model)
         for run, (model, notebook) in zip(runs, jobs, strict=True)

@@ -1,10 +1,9 @@
 """Making what this machine has run the published record: outputs/ and the outputs shown in notebooks/."""
 
-import shutil
 from pathlib import Path
 
 from lib import files, places
-from lib.artifact import manifests, record
+from lib.artifact import manifests, record, renewal
 from lib.artifact.manifests import Run
 from lib.artifact.notebooks import Notebook
 from lib.artifact.staleness import why_stale
@@ -17,16 +16,17 @@ from lib.places import show
 def publish(notebooks: list[Notebook], models_folder: Path) -> None:
     """Publish a run for every notebook and model of the plan; nothing changes unless all of them can be published.
 
-    A run that was not made here (again) stays as it is published, as long as it still belongs to the code. Each
-    notebook becomes its executed copy, the same cells with the outputs of the default model.
+    A run that was not made here (again) stays as it is published, as long as it still belongs to the code; where only
+    the text of its notebook has changed, its page gets the new text. Each notebook becomes its executed copy, the same
+    cells with the outputs of the default model.
     """
     own, published = places.record(), places.PUBLISHED
     if own.resolve() == published.resolve():
         raise UserError(f"{show(published)} is what is published: publish from runs/ or another folder")
     jobs = planned(notebooks, models_folder)
     chosen = [choose(own, published, model, notebook, models_folder) for model, notebook in jobs]
-    for run in chosen:
-        copy(run, Run(published, run.model, run.notebook))
+    for run, (_, notebook) in zip(chosen, jobs, strict=True):
+        renewal.copy(run, Run(published, run.model, run.notebook), notebook)
     kept = {(model, notebook.name) for model, notebook in jobs}
     for run in manifests.all_runs(published):
         if (run.model, run.notebook) not in kept and run.model != record.SEEDS:
@@ -57,19 +57,8 @@ def choose(own: Path, published: Path, model: str, notebook: Notebook, models_fo
     stand."""
     runs = [Run(root, model, notebook.name) for root in (own, published)]
     run = next((run for run in runs if run.manifest.is_file()), runs[0])
-    if why := why_stale(run, notebook, notebook.parameters, models_folder):
+    why = why_stale(run, notebook, notebook.parameters, models_folder)
+    if why and not renewal.text_only(run, notebook, models_folder):
         again = f"python -m lib.run --model {model} --notebooks {notebook.name[:2]}"
         raise UserError(f"{model} {notebook.name} cannot be published: {why}; `{again}` makes it anew")
     return run
-
-
-def copy(run: Run, to: Run) -> None:
-    """Put a run into another record, as a transaction there."""
-    if run == to:
-        return
-    manifest = manifests.read(run)
-    with manifests.staged(to) as folder:
-        for file in manifest["results"]:
-            (folder / file).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(run.folder / file, folder / file)
-        manifests.place(to, folder, manifest)

@@ -9,7 +9,7 @@ import nbformat
 import numpy as np
 
 from lib import places
-from lib.artifact import ledger, manifests, readme, record
+from lib.artifact import ledger, manifests, readme, record, renewal
 from lib.artifact.manifests import Run
 from lib.artifact.notebooks import Notebook, parse_parameters
 from lib.artifact.publishing import planned
@@ -113,7 +113,9 @@ def of_run(run: Run, notebook: Notebook | None, models_folder: Path) -> list[Fau
         changed = changes(manifest, notebook, models_folder)
     except UserError as error:
         return [*found, Fault(run.manifest, str(error), "git checkout HEAD -- data")]
-    if changed:
+    if renewal.text_only(run, notebook, models_folder):
+        found.append(Fault(run.manifest, "the text of the notebook changed since", PUBLISH))
+    elif changed:
         found.append(Fault(run.manifest, f"{' and '.join(changed)} changed since", rerun(run)))
     published = run.root.resolve() == places.PUBLISHED.resolve()
     if published and manifest["parameters"] != recorded(notebook.parameters, run.model):
