@@ -24,10 +24,11 @@ from lib.artifact.bounds import bounds_of, read_value
 from lib.artifact.execution import execute
 from lib.artifact.manifests import Run
 from lib.artifact.notebooks import Notebook, choose_notebooks
+from lib.artifact.plan import PLAN
 from lib.artifact.publishing import publish
 from lib.artifact.staleness import why_stale
 from lib.engine.checkpoints import Model, check_reachable, find_model, known_models, shipped
-from lib.engine.embedded import DEFAULT, PLAN
+from lib.engine.embedded import DEFAULT
 from lib.errors import UserError, cli, unknown
 from lib.places import show
 

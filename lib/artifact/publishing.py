@@ -6,9 +6,10 @@ from lib import files, places
 from lib.artifact import manifests, record, renewal
 from lib.artifact.manifests import Run
 from lib.artifact.notebooks import Notebook
+from lib.artifact.plan import PLAN
 from lib.artifact.staleness import why_stale
 from lib.engine.checkpoints import shipped
-from lib.engine.embedded import DEFAULT, PLAN
+from lib.engine.embedded import DEFAULT
 from lib.errors import UserError
 from lib.places import show
 
