@@ -21,11 +21,15 @@ CAPTIONS = {
     "beyond pictures that have the same answer.",
     "03-last-token": "The last token is patched, slot by slot: the answer at the other ordinal place (order), then the "
     "other picture's own answer (attribute).",
+    "03-text-codes": "Codes on the words of the question: the direction asked for and the place of the reference, from "
+    "pictures and from an empty canvas.",
     "03-interchange-ablated": "Interchange of objects and of strips at every slot, with the order removed from the "
     "embeddings (top) and intact (bottom).",
     "04-maps": "Where a probe trained on object tokens reads first, middle and last in the background: strips would be "
     "bands through the objects.",
     "04-strip-score": "How strip-like those maps are, beside the maps of probes that cannot have learned an order.",
+    "05-remedies": "Amplified order directions beside more or less attention to image tokens: answers repaired and "
+    "broken.",
     "05-table2": "What amplifying the order directions repairs and breaks, beside random directions and the paper's "
     "values.",
 }
