@@ -197,5 +197,6 @@ def test_gated_weights_get_a_sentence_about_the_token(monkeypatch):
         raise OSError("You are trying to access a gated repo.\nMake sure to have access to it at ...")
 
     monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", refuse)
+    monkeypatch.setattr(loading, "check_reachable", lambda *source: None)
     with pytest.raises(UserError, match="gemma-3-4b: its weights are gated.*HF_TOKEN"):
         loading.read("gemma-3-4b", "cpu", None, "sdpa", None, None)
