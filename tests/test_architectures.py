@@ -254,6 +254,11 @@ def test_redundant_scrambles_one_half_at_most():
     assert set(kinds) == {"plain", "backbone", "encoder"}
 
 
+def agree(ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    """Equal up to rounding: processors add up in different orders, so the limit is a share of the largest value."""
+    assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
+
+
 @pytest.mark.parametrize("planted", PLANTED)
 def test_the_adapter_runs_a_planted_model_as_training_does(planted, tmp_path):
     model = small("siglip_llama", planted=planted)
@@ -265,8 +270,8 @@ def test_the_adapter_runs_a_planted_model_as_training_does(planted, tmp_path):
         ours = forward.text_hidden(model, images, ids.expand(2, -1), blocks.expand(2, -1))
         tokens = vlm.encode([scenes.render(scene) for scene in scene_list])
         theirs = vlm.logits(vlm.forward(vlm.tokens([QUESTIONS[0]] * 2), tokens).last)
-    torch.testing.assert_close(tokens, images, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(model.lm_head(ours[:, -1]), theirs, atol=1e-5, rtol=1e-5)
+    agree(tokens, images)
+    agree(model.lm_head(ours[:, -1]), theirs)
 
 
 @pytest.mark.parametrize("planted", ["vision_only", "split", "strip_code"])
@@ -354,7 +359,7 @@ def test_a_saved_folder_is_read_by_the_record_of_the_true_family(name, folders):
     model, scene = small(name), random_scene(0)
     with torch.no_grad():
         images = forward.image_embeddings(model, pixels_of([scene]))
-    torch.testing.assert_close(vlm.encode([scenes.render(scene)]), images, atol=1e-5, rtol=1e-5)
+    agree(vlm.encode([scenes.render(scene)]), images)
 
 
 @names

@@ -84,7 +84,7 @@ def test_shuffled_readings_are_ticks_beside_those_they_belong_to():
     rows = table(
         "value", lines=["left-right\ngap 0", "left-right\ngap 1"], tokens=["object", "background"], reading=named
     )
-    figure = background_figures.readings(rows)
+    figure = background_figures.readings(rows.assign(n=30))
     for name, axis in zip(("object", "background"), figure.axes, strict=True):
         own = rows[rows["tokens"] == name].set_index("reading")["value"]
         assert dots(axis) == [value for reading in background_figures.READINGS for value in own[reading]]

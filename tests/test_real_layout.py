@@ -70,5 +70,5 @@ def test_weights_that_were_never_downloaded_are_told_in_a_sentence(downloads, tm
     done = run(downloads, tmp_path, "--model", "gemma-3-4b", "--notebooks", "01")
     assert done.returncode == 2
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("error: gemma-3-4b 01_scene_generation: gemma-3-4b: cannot be read")
+    assert last.startswith("error: google/gemma-3-4b-it is not in the cache, and HF_HUB_OFFLINE forbids to download it")
     assert "Traceback" not in done.stderr
