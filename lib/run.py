@@ -67,7 +67,7 @@ def choose_parameters(assignments: list[str], notebooks: list[Notebook]) -> dict
         if name == "model":
             raise UserError("choose the model with --model, not with -p")
         if name not in known:
-            raise unknown("parameter", name, known)
+            raise unknown("parameter", name, known, shown=["those that `python -m lib.run --list` shows"])
         for notebook in notebooks:
             if name in notebook.parameters:
                 default, comment = notebook.parameters[name], notebook.comments[name]

@@ -16,7 +16,6 @@ class Watch:
             print(os.environ.get("GOMP_SPINCOUNT"), flush=True)
             os._exit(0)
 sys.meta_path.insert(0, Watch())
-sys.path.insert(0, "tests")
 import {module}
 """
 
@@ -25,7 +24,7 @@ import {module}
 @pytest.mark.parametrize("module", ["conftest", "benchmarks.sweeps", "benchmarks.models", "lib.engine.vlm"])
 def test_threads_do_not_spin(module, own):
     settings = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
-    settings |= {"GOMP_SPINCOUNT": own} if own else {}
+    settings |= {"PYTHONPATH": str(places.ROOT / "tests")} | ({"GOMP_SPINCOUNT": own} if own else {})
     command = [sys.executable, "-c", WATCH.format(module=module)]
     done = subprocess.run(command, cwd=places.ROOT, env=settings, capture_output=True, text=True)
     assert done.stdout.strip() == (own or "1000"), done.stderr

@@ -84,7 +84,7 @@ def test_a_wrong_call_gets_the_sentence_of_the_page(call, code, sentence, model,
         make(call, model)
     assert ended.value.code == int(code)
     told = [line for line in capfd.readouterr().err.splitlines() if not re.match(r"Loading weights|\s*$", line)]
-    assert len(told) == 1 and told[0].startswith("error: ") and len(told[0]) < 600, told
+    assert len(told) == 1 and told[0].startswith("error: ") and len(told[0]) < 500, told
     said, written = told[0].removeprefix("error: ").replace(f"{work}/", ""), re.escape(sentence.strip())
     assert re.fullmatch(written.replace(r"known\ are\ \.\.\.", "known are .*"), said)
     assert earlier.read_text() == "an earlier result"

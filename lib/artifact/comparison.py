@@ -120,14 +120,14 @@ def report(table: pd.DataFrame, left_out: dict[str, str]) -> tuple[str, bool]:
 def agreement(table: pd.DataFrame) -> str:
     """The sentence for runs that agree; apart from the rest what is allowed more than the default."""
     wide = table["allowed"] > tolerances.DEFAULT
-    told = [
+    within = [
         f"{len(part)} within {limit:g}, largest difference {part['difference'].max():.1g}"
         for limit, part in ((tolerances.DEFAULT, table[~wide]), (table["allowed"].max(), table[wide]))
         if len(part)
     ]
     return (
         f"compared with the published record: all {len(table)} values agree within the tolerances that it states "
-        f"({'; '.join(told)}), all verdicts are the same"
+        f"({'; '.join(within)}), all verdicts are the same"
     )
 
 

@@ -113,7 +113,7 @@ def of_run(run: Run, notebook: Notebook | None, models_folder: Path) -> list[Fau
         changed = changes(manifest, notebook, models_folder)
     except UserError as error:
         return [*found, Fault(run.manifest, str(error), "git checkout HEAD -- data")]
-    if renewal.text_only(run, notebook, models_folder):
+    if changed and renewal.text_only(run, notebook, models_folder):
         found.append(Fault(run.manifest, "the text of the notebook changed since", PUBLISH))
     elif changed:
         found.append(Fault(run.manifest, f"{' and '.join(changed)} changed since", rerun(run)))
