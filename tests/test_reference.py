@@ -111,6 +111,17 @@ def test_stopped_training_goes_on_as_if_nothing_had_happened(task, tmp_path, dra
     assert any(not torch.equal(a, b) for a, b in zip(whole, untouched, strict=True))
 
 
+def test_a_model_that_starts_from_another_keeps_its_encoders_attention_and_positions():
+    model = architectures.build(train.SIZES["cpu"], 0, "siglip_llama", "split", "waves")
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    given = type(model).from_pretrained(places.MODELS / "backbone_only", dtype=torch.float32).state_dict()
+    train.start_from(model, "backbone_only")
+    for key, tensor in model.state_dict().items():
+        own = "vision_tower" in key and ("self_attn" in key or "position_embedding" in key)
+        assert torch.equal(tensor, (before if own else given)[key]), key
+    assert not torch.equal(given["lm_head.weight"], before["lm_head.weight"])
+
+
 def test_recipes_are_possible():
     for recipe in RECIPES.values():
         assert recipe.architecture in architectures.ARCHITECTURES
