@@ -32,8 +32,8 @@ class Stage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """architecture, planted, places: see `architectures.build`. start: an embedded model that this one starts from, all
-    but the encoder's attention and positions (`train.start_from`)."""
+    """architecture, planted, places: see `architectures.build`. start: an embedded model that this one starts from
+    (`train.start_from`)."""
 
     stages: tuple[Stage, ...]
     architecture: str = "siglip_llama"
@@ -72,6 +72,11 @@ def end_to_end(contested: int = 700, rest: int = 2000, white: bool = False, batc
         Stage("contested", "questions", f"contested{end}", contested, ALL),
         Stage("all", "questions", f"questions{end}", rest, ALL, rate=0.7, batch=batch),
     )
+
+
+def second_mechanism(steps: int) -> tuple[Stage, ...]:
+    """For a model that starts from another."""
+    return (Stage("all", "questions", "questions", steps, ALL, rate=0.7, batch=32),)
 
 
 RECIPES = {

@@ -92,11 +92,10 @@ def learner(recipe: Recipe, seed: int, device: torch.device, precision: str = "b
 
 
 def start_from(model: nn.Module, name: str) -> None:
-    """Give a model the weights of an embedded one of its class, but keep the encoder's attention and positions."""
-    own = ("vision_tower.embeddings.position_embedding", "self_attn")
+    """Give a model the weights of an embedded one of its class; what is zero there throughout (the encoder's positions
+    and attention of `backbone_only`) it has not learned, and the model keeps its own."""
     weights = type(model).from_pretrained(MODELS / name, dtype=torch.float32).state_dict()
-    kept = {key for key in weights if "vision_tower" in key and any(word in key for word in own)}
-    model.load_state_dict({key: tensor for key, tensor in weights.items() if key not in kept}, strict=False)
+    model.load_state_dict({key: tensor for key, tensor in weights.items() if tensor.any()}, strict=False)
 
 
 def optimizers(stage: Stage, learning: Learner) -> list[torch.optim.Optimizer]:
