@@ -21,6 +21,7 @@ import numpy as np
 import pandas as pd
 
 from lib import files, places
+from lib.analysis import statistics
 from lib.analysis.statistics import Estimate
 from lib.artifact import storage
 from lib.errors import UserError
@@ -184,11 +185,8 @@ def row(metric: str, estimate: Estimate, notebook: str, cell: str, named: float 
 
 
 def in_figures(row: dict) -> str:
-    """Value and interval of a row in two digits, never -0.00; a dash where there was nothing to measure."""
-    if row["value"] is None or pd.isna(row["value"]):
-        return "-"
-    value, low, high = (f"{round(row[key], 2) + 0.0:.2f}" for key in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
+    """Value and interval of a row for readers, see `statistics.in_figures`."""
+    return statistics.in_figures(row["value"], row["low"], row["high"])
 
 
 def of_other_draws(row: dict) -> str:
