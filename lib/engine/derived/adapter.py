@@ -179,13 +179,7 @@ class DerivedLanguage(LanguageModel):
         ids, mask = prompt.ids.to(self.device), prompt.mask.to(self.device)
         return inputs(self.model, ids, mask, self.image_id, self.encoder.pixels(pictures))
 
-    @torch.no_grad()
-    def plan(self, prompt: Prompt) -> Plan:
-        alike = bool(prompt.mask.all()) and bool((prompt.image == prompt.image[0]).all())
-        prompt = prompt.rows([0]) if alike else prompt
-        key = (prompt.length, tuple(prompt.image[0].tolist())) if alike else None
-        if key in self._plans:
-            return self._plans[key]
+    def _recorded(self, prompt: Prompt) -> Plan:
         left_out, seen = (*CACHE_ARGUMENTS, self.wiring.own_input), []
 
         def record(module, args, kwargs):
@@ -201,10 +195,7 @@ class DerivedLanguage(LanguageModel):
                 plain_forward(self.model, self.plain_inputs(blank, prompt))
             except StopForward:
                 pass
-        out = RecordedPlan(tuple(seen), prompt.length, whole=self.plain_because is not None)
-        if alike:
-            self._plans[key] = out
-        return out
+        return RecordedPlan(tuple(seen), prompt.length, whole=self.plain_because is not None)
 
     def with_positions(self, scheme: str) -> LanguageModel:
         raise UserError("Other positions of image tokens are known for families with a written record only.")

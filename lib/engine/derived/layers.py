@@ -19,7 +19,7 @@ from torch import Tensor
 from lib.engine.derived.observe import CACHE_ARGUMENTS, accepts
 from lib.engine.hooks import first_output
 from lib.engine.keys_values import KeyValues
-from lib.engine.plans import Plan, causal_mask
+from lib.engine.plans import Plan, causal_mask, separate_mask
 
 VERSIONS = "versions"  # argument of a whole layer: so many versions of the last token, which do not see each other
 
@@ -119,13 +119,7 @@ class RecordedPlan(Plan):
         last = self.length - 1
         index = torch.full((count,), last)
         out = {key: self._at(key, value, index, last) for key, value in self.layers[layer].items()}
-        before = out.get("attention_mask")
-        own = torch.eye(count, dtype=torch.bool, device=self.device)
-        if before is None:
-            before = torch.ones(1, 1, count, last, dtype=torch.bool, device=self.device)
-        elif before.dtype != torch.bool:  # an additive mask
-            own = torch.zeros_like(own, dtype=before.dtype).masked_fill(~own, torch.finfo(before.dtype).min)
-        out["attention_mask"] = torch.cat([before, own.expand(*before.shape[:2], count, count)], dim=-1)
+        out["attention_mask"] = separate_mask(out.get("attention_mask"), count, last, self.device)
         return out
 
     @property
