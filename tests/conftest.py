@@ -2,7 +2,6 @@
 `pytest -n` runs what."""
 
 import os
-import re
 
 # Before torch is imported: processes side by side share the cores. The user's own setting wins.
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 0)):
@@ -16,15 +15,6 @@ from lib import places
 from lib.analysis import studies
 from lib.engine import vlm
 from lib.stimuli import pairs
-
-
-@pytest.hookimpl(trylast=True)  # after plugins have named their markers
-def pytest_configure(config):
-    """A marker that does not exist selects no test, and `pytest -n` then ends in an internal error: say which."""
-    known = {re.match(r"\w+", line)[0] for line in config.getini("markers")}
-    asked = set(re.findall(r"[A-Za-z_]\w*", config.option.markexpr or "")) - {"and", "or", "not"}
-    if unknown := sorted(asked - known):
-        raise pytest.UsageError(f"-m {config.option.markexpr}: there is no marker {unknown[0]}; `-m 'not slow'` works")
 
 
 def pytest_collection_modifyitems(items):
