@@ -115,12 +115,15 @@ class LanguageModel:
     @torch.no_grad()
     def plan(self, prompt: Prompt) -> Plan:
         """What transformers hands to each layer for these prompts; one row when all are alike, without padding."""
-        alike = bool(prompt.mask.all()) and bool((prompt.image == prompt.image[0]).all())
-        if alike:
-            prompt = prompt.rows([0])
-        key = (prompt.length, tuple(prompt.image[0].tolist())) if alike else None
-        if key in self._plans:
-            return self._plans[key]
+        if not (prompt.mask.all() and (prompt.image == prompt.image[0]).all()):
+            return self._recorded(prompt)
+        key = (prompt.length, tuple(prompt.image[0].tolist()))
+        if key not in self._plans:
+            self._plans[key] = self._recorded(prompt.rows([0]))
+        return self._plans[key]
+
+    def _recorded(self, prompt: Prompt) -> Plan:
+        """The plan of these very prompts, from transformers' forward pass, which ends at the last layer."""
         ids = prompt.ids.to(self.device)
         extra = {"token_type_ids": (ids == self.image_id).long()} if self.family.bidirectional else {}
         seen: dict[int, dict] = {}
@@ -144,10 +147,7 @@ class LanguageModel:
                 )
             except StopForward:
                 pass
-        out = Plan(tuple(seen[i] for i in range(len(self.layers))), prompt.length)
-        if alike:
-            self._plans[key] = out
-        return out
+        return Plan(tuple(seen[i] for i in range(len(self.layers))), prompt.length)
 
     def frames(self, prompt: Prompt) -> list[Frame]:
         """Prompts without padding, in frames (equal up to the last image token) and groups (equal length)."""

@@ -85,11 +85,11 @@ class QuestionTokens(Route):
         clean, other = pairs.clean, pairs.counterfactual
         again = np.intersect1d(clean.index, other.index) if other.images is clean.images else ()
         self.cache = PrefixCache(self.language, clean.images, again)
-        self.short = [patch for patch in patches if np.all(patch.edit.targets == -1)]
-        self.long = [patch for patch in patches if not np.all(patch.edit.targets == -1)]
+        self.last_only = [patch for patch in patches if np.all(patch.edit.targets == -1)]
+        self.several = [patch for patch in patches if not np.all(patch.edit.targets == -1)]
         last = len(self.language.layers) - 1
-        self.needed = {min(slot, last) for patch in self.long for slot in patch.slots}
-        self.needed |= {slot for patch in self.short if patch.site is not RESIDUAL for slot in patch.slots}
+        self.needed = {min(slot, last) for patch in self.several for slot in patch.slots}
+        self.needed |= {slot for patch in self.last_only if patch.site is not RESIDUAL for slot in patch.slots}
         self.states: dict[str, dict] = {}
         self.other_last = self._read(other, [p for p in patches if not p.edit.own], progress)
         if any(patch.edit.own for patch in patches):
@@ -112,17 +112,17 @@ class QuestionTokens(Route):
         past = self.cache.keys(frame, units)
         for group, part, row_of in parts:
             rows, own = group.rows[part].numpy(), past.rows(row_of)
-            at = slice(None) if self.long else slice(-1, None)
-            run = self.language.ask(frame, group, part, own, capture=self.needed, at=at, keep=bool(self.short))
+            at = slice(None) if self.several else slice(-1, None)
+            run = self.language.ask(frame, group, part, own, capture=self.needed, at=at, keep=bool(self.last_only))
             other = self.other_last[rows].to(run.last.device)
             versions = [(self.baseline("clean"), run.last), (self.baseline("counterfactual"), other)]
             yield rows, versions + self._side_by_side(group, rows, run)
-            for patch in self.long:
+            for patch in self.several:
                 yield rows, [self._from_slot(frame, group, rows, run, own, patch, slot) for slot in patch.slots]
 
     def _side_by_side(self, group: Group, rows: np.ndarray, run: Output) -> Versions:
         """All edits of the last token alone, in portions of as many versions as a prompt has tokens."""
-        jobs = sorted(((slot, patch) for patch in self.short for slot in patch.slots), key=lambda job: job[0])
+        jobs = sorted(((slot, patch) for patch in self.last_only for slot in patch.slots), key=lambda job: job[0])
         size, out = max(group.plan.length, len(self.language.slots)), []
         for begin in range(0, len(jobs), size):
             states, registrations = {}, []
@@ -236,9 +236,9 @@ class ImageTokensOfPairs(Route):
         keys = [(int(unit), patch.edit.key(int(pair))) for unit, pair in zip(units, pairs, strict=True)]
         number = {key: k for k, key in enumerate(dict.fromkeys(keys))}
         first = dict(zip(reversed(keys), reversed(pairs.tolist()), strict=True))
-        stands = np.array([first[key] for key in number])
+        chosen = np.array([first[key] for key in number])
         return PatchedPictures(
-            patch, row_of[[unit for unit, _ in number]], stands, np.array([number[key] for key in keys])
+            patch, row_of[[unit for unit, _ in number]], chosen, np.array([number[key] for key in keys])
         )
 
     def _patched(self, frame: Frame, context: Output, seen: dict, jobs: list[PatchedPictures], slot: int) -> KeyValues:
