@@ -98,6 +98,6 @@ RECIPES = {
     "split": Recipe(from_another(1600), planted="split", places="waves", start="backbone_only"),
     # Started from `joint` (1,200 steps at 32 lessons), it answered by the encoder alone: 1.00 with the backbone's places
     # scrambled, .50 with the encoder's.
-    "redundant": Recipe(end_to_end(700, 2000), planted="redundant", places="waves"),
+    "redundant": Recipe(from_another(1600), planted="redundant", places="waves", start="backbone_only"),
     "strip_code": Recipe(end_to_end(900, 1800, white=True, batch=32), planted="strip_code", places="waves"),
 }
