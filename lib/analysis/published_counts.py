@@ -145,8 +145,8 @@ def scheme_verdict(table: pd.DataFrame) -> str:
     unclear = [name for name in said.index if name not in (*differ, *alike)]
     if differ:
         text = (
-            f"{', '.join(differ)}: order is left on other axes than in the checkpoint with the same scheme, "
-            "so the scheme alone does not decide the axis (training, data and size differ, too)."
+            f"{', '.join(differ)}: where both can be read, order is not left on the same axes as in the checkpoint "
+            "with the same scheme, so the scheme alone does not decide the axis (training, data and size differ, too)."
         )
     elif alike:
         text = (
