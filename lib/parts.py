@@ -75,7 +75,10 @@ def resumed(name: str, function: Callable, *arguments):
     finally:
         _open.pop()
     if time.monotonic() - started >= SHORT:
-        files.write_bytes(file, packed(result))
+        try:
+            files.write_bytes(file, packed(result))
+        except TypeError:  # would not come back as it is: the result is right, and after a kill it is computed again
+            return result
         shutil.rmtree(folder, ignore_errors=True)
     return result
 
@@ -90,7 +93,7 @@ def _machine() -> str:
 def packed(result: pd.DataFrame | tuple[pd.DataFrame, ...]) -> bytes:
     """One table or a tuple of them as JSON from which the very same is read; a TypeError where that is not possible.
 
-    Numbers are written in the fewest digits that give the same bits again, so float32 columns need few.
+    Numbers are written in digits that give the same bits again.
     """
     tables = [result] if isinstance(result, pd.DataFrame) else list(result)
     columns = [[[name, str(own.dtype), own.tolist()] for name, own in table.items()] for table in tables]

@@ -76,6 +76,15 @@ def test_a_table_that_would_not_come_back_is_refused(bad):
         parts.packed(bad)
 
 
+def test_a_step_with_such_a_table_is_not_kept_but_its_parts_are(kept):
+    def outer():
+        return parts.resumed("inner", table, 1).set_index("value")
+
+    with parts.kept_in(kept, "key"):
+        assert parts.resumed("outer", outer).index[0] == 1
+        assert [file.name for file in kept.rglob("*.json")] == ["inner-1.json"]
+
+
 def test_nobody_keeps_anything_without_the_runner(kept, monkeypatch):
     monkeypatch.chdir(kept.parent)
     assert [parts.resumed("a", table, k)["value"][0] for k in (1, 2)] == [1, 2]
