@@ -332,11 +332,16 @@ def test_the_key_knows_all_that_a_run_is_made_from(house, monkeypatch):
     assert len(set(keys)) == 6
 
 
-def test_a_fresh_run_takes_no_parts(house):
-    assert run(house, kill=True)[0] == -9
-    target = Run(house / "out", "reference", "01_first")
-    with execution.kept_parts(target, find_model("reference", house / "models"), {}, {}, fresh=True):
-        assert not target.parts.exists()
+def test_a_fresh_run_takes_no_parts(house, monkeypatch):
+    monkeypatch.setattr(parts, "SHORT", 0)
+    target, model = Run(house / "out", "reference", "01_first"), find_model("reference", house / "models")
+    for fresh, value in ((False, 1), (False, 1), (True, 3)):
+        with pytest.raises(Killed), execution.kept_parts(target, model, {}, {}, fresh):
+            found = parts.resumed("step", table, value)["value"][0]
+            raise Killed
+        assert found == value
+    with execution.kept_parts(target, model, {}, {}, fresh=False):
+        assert parts.resumed("step", never)["value"][0] == 3
 
 
 def test_without_a_revision_nothing_is_kept(house, monkeypatch):
