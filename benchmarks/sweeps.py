@@ -29,6 +29,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import models
+from benchmarks.memory import peak
 from lib import files, places
 from lib.artifact import storage
 from lib.engine import oracle
@@ -58,37 +59,6 @@ def timed(work: Callable, device: str) -> tuple[float, object]:
     if device != "cpu":
         torch.cuda.synchronize()
     return time.perf_counter() - start, result
-
-
-def peak(work: Callable, device: str) -> float:
-    """Bytes by which memory grows at most during work (resident memory on a CPU)."""
-    if device != "cpu":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        work()
-        return torch.cuda.max_memory_allocated() - before
-    if not Path("/proc/self/clear_refs").exists():
-        return float("nan")
-    trim()
-    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-    before = status("VmRSS")
-    work()
-    return status("VmHWM") - before
-
-
-def trim() -> None:
-    """Give freed memory back, so that it counts when it is used again."""
-    import ctypes
-    import gc
-
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-def status(key: str) -> float:
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(key))
-    return float(line.split()[1]) * 1024
 
 
 def flops(work: Callable) -> float:
