@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lib.engine.batching import batch_size, input_device, run_batches
+from lib.engine.batching import batch_size, input_device, row_bytes, run_batches
 from lib.engine.families import Family
 from lib.engine.hooks import first_output, hooks
 from lib.engine.keys_values import KeyValues, StopForward
@@ -52,6 +52,10 @@ class LanguageModel:
     def batch_size(self, tokens: int) -> int:
         """Prompts of so many tokens per batch."""
         return batch_size(tokens, self.config.hidden_size, len(self.layers), self.model.dtype, self.device)
+
+    def row_bytes(self, tokens: int) -> int:
+        """Working memory of one prompt of so many tokens."""
+        return row_bytes(tokens, self.config.hidden_size, len(self.layers), self.model.dtype)
 
     # plans --------------------------------------------------------------------------------------------------
 

@@ -63,11 +63,11 @@ class DerivedEncoder(ImageEncoder):
         known = self.family.patch_order in ("raster", "class", "blocks", "windows")
         return None if known else "the order of its encoder's patches is not known"
 
-    def encode(self, images, edits=None, capture=(), progress=False):
+    def encode(self, images, edits=None, capture=(), progress=False, at=slice(None)):
         capture = list(capture)
         if (edits or capture) and self.closed:
             raise UserError(f"{self.name}: {self.closed}, so nothing inside it can be read or patched.")
-        return super().encode(images, edits, capture, progress)
+        return super().encode(images, edits, capture, progress, at)
 
     def pixels(self, images: Sequence[Image.Image]) -> dict:
         side = self.grid.canvas
