@@ -61,7 +61,7 @@ def test_a_job_whose_node_dies_runs_again(slurm, project):
     project.add("01_a", UNTIL_KILLED, "strip_code")
     snakemake = project.start(*ON_SLURM, *QUICKLY, "--config", "mem_mb=1000", **slurm.settings)
     try:
-        wait_until(lambda: "started" in project.flags(), 200, "the job has not started")
+        wait_until(lambda: "started" in project.flags(), 900, "the job has not started")
         number = project.flags()["started"]
         slurm.kill_node()
         wait_until(slurm.is_down, 120, "SLURM has not noticed")

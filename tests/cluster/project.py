@@ -80,7 +80,7 @@ class Project:
         return {path.name: path.read_text() for path in (self.folder / "flags").glob("*")}
 
 
-def finished(process: subprocess.Popen, seconds: float = 500) -> str:
+def finished(process: subprocess.Popen, seconds: float = 900) -> str:
     """What a process said until it ended, within so many seconds and without a fault."""
     try:
         said, _ = process.communicate(timeout=seconds)
