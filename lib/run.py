@@ -107,7 +107,7 @@ def run_all(jobs: list[tuple[Model, Notebook]], values: dict[str, dict], fresh: 
         after_label = "\n" if on_terminal() else " "  # on a terminal papermill's bar comes in between
         say(f"running, stated cost {notebook.cost}{clock.left(run)} ...", end=after_label)
         try:
-            manifest = execute(run, notebook, model, values[notebook.name], models_folder, on_terminal())
+            manifest = execute(run, notebook, model, values[notebook.name], models_folder, on_terminal(), fresh)
             say(f"done in {manifest['seconds']} s")
             clock.ran(run, manifest["seconds"])
         except Exception as error:  # whatever a notebook or its kernel can throw

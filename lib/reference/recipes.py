@@ -96,8 +96,8 @@ RECIPES = {
     # From scratch, 2,000 steps at 32 lessons brought left-right to 1.00 and above-below to .6: it starts from a model
     # whose backbone tells order from the places of tokens.
     "split": Recipe(from_another(1600), planted="split", places="waves", start="backbone_only"),
-    # Started from `joint` (1,200 steps at 32 lessons), it answered by the encoder alone: 1.00 with the backbone's places
-    # scrambled, .50 with the encoder's.
+    # Started from `joint` (1,200 steps at 32 lessons), it answered by the encoder alone: 1.00 with the backbone's
+    # places scrambled, .50 with the encoder's.
     "redundant": Recipe(from_another(1600), planted="redundant", places="waves", start="backbone_only"),
     "strip_code": Recipe(end_to_end(900, 1800, white=True, batch=32), planted="strip_code", places="waves"),
 }
