@@ -135,10 +135,13 @@ def test_links_of_the_prose_lead_to_pages_or_are_plain_text(tmp_path):
     assert ">code<" not in page and "code" in page and "<img" not in page
 
 
-def test_every_main_figure_is_made_by_a_notebook():
+def test_every_figure_is_made_by_a_notebook_and_has_a_caption():
     sources = "".join(path.read_text() for path in places.NOTEBOOKS.glob("[0-9]*.ipynb"))
     assert [name for name in gallery.CAPTIONS if f'\\"{name}\\"' not in sources] == []
-    assert all(caption.count(". ") == 0 and caption.endswith(".") for caption in gallery.CAPTIONS.values())
+    saved = set(re.findall(r'\\"(\d\d-[a-z-]+)\\"', sources))
+    assert saved and [name for name in sorted(saved) if not gallery.caption(name)] == []
+    every = (gallery.CAPTIONS | gallery.APPENDIX).values()
+    assert all(caption.count(". ") == 0 and caption.endswith(".") for caption in every)
 
 
 def test_pieces_that_are_missing_are_left_out(folder, capsys):

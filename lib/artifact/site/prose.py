@@ -74,8 +74,8 @@ def in_site(path: str) -> str | None:
     match parts:
         case ("README.md",):
             return "index.html"
-        case ("docs", name) if name.endswith(".md"):
-            return f"docs/{Path(name).stem}.html"
+        case ("docs", name):
+            return f"docs/{Path(name).stem}.html" if name.endswith(".md") else f"docs/{name}"
         case ("notebooks", name):
             return f"{DEFAULT}/{Path(name).stem}.html"
         case ("outputs", model, "notebooks", name):
