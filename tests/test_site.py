@@ -71,6 +71,7 @@ def test_index_links_all_there_is_and_nothing_outside(folder):
         assert not re.search(r'<(?:script|link|img)[^>]*(?:src|href)="(?:https?:)?//', page.read_text())
     assert "figures/01-curve.png" in links_of(folder / "reference/index.html")
     assert "Results of mine are from models that are not part of this project" in index
+    assert "docs/rivals.svg" in links_of(folder / "index.html") and 'id="run"' in index and "make test" in index
     page = (folder / "reference/01_scene_generation.html").read_text()
     assert "as printed &lt;here&gt;" in page and "../index.html" in page
     assert not re.search(r'<(?:script|link|img)[^>]*(?:src|href)="(?:https?:)?//', page)
@@ -104,6 +105,18 @@ def test_several_rows_of_a_metric_are_told_in_one_cell():
     nothing = matrix.cell("x", [{**rows[0], "value": None, "low": None, "high": None, "verdict": "not testable"}])
     assert nothing["chips"][0]["letter"] == "T" and nothing["value"] == ""
     assert matrix.cell("x", [])["chips"] == []
+
+
+def test_a_ledger_is_shown_metric_by_metric_with_a_line_per_place():
+    estimate = Estimate(0.9, 0.8, 1.0, 9)
+    places_of = [("strip_code", "squares"), ("probe_seen_entities", "shapes"), ("strip_code", "objects")]
+    ledgers = [ledger.row(metric, estimate, "02_x", "cell", setting=setting) for metric, setting in places_of]
+    found = {each["metric"]: [line["where"] for line in each["lines"]] for each in matrix.by_metric(ledgers)}
+    assert found == {"probe_seen_entities": ["shapes"], "strip_code": ["squares", "objects"]}
+    assert matrix.by_metric(ledgers)[1]["lines"][0] | {"n": 0} == {
+        "where": "squares", "value": "0.90 [0.80, 1.00]", "n": 0, "verdict": "reproduced"
+    }  # fmt: skip
+    assert matrix.by_metric([]) == []
 
 
 def test_the_claims_are_those_of_the_rules():

@@ -36,6 +36,7 @@ PHONE = """<style>
   @media (max-width: 640px) {
     .jp-InputPrompt, .jp-OutputPrompt { display: none; }
     body.jp-Notebook { padding: 0 4px; }
+    .jp-OutputArea-output img { max-width: 600px; } /* scrolls sideways: shrunk further, its words cannot be read */
   }
 </style>"""
 
