@@ -10,9 +10,11 @@ from records import file_run
 
 from lib import files, places
 from lib.analysis.statistics import Estimate
-from lib.artifact import figures, ledger
+from lib.artifact import figures, findings, ledger
 from lib.artifact.site import gallery, matrix, prose
 from lib.artifact.site.__main__ import main
+from lib.engine import checkpoints
+from lib.engine.embedded import DEFAULT
 from lib.errors import UserError
 
 
@@ -138,6 +140,18 @@ def test_the_finding_comes_first_and_in_the_readmes_words(folder):
     short = prose.first_sentences(prose.readme()["What we found"])
     assert short and all(index.index(each) < index.index("<nav") for each in short if not re.search("[`*<>&]", each))
     assert "arxiv.org/abs/2603.22278" in index
+
+
+def test_what_readme_counts_in_words_is_so():
+    readme, words = (
+        " ".join((places.ROOT / "README.md").read_text().split()),
+        ["", "", "", "three", "four", "five", "six"],
+    )
+    assert f"In {words[len(findings.SHOWN)]} of our small models" in readme
+    assert f"`{DEFAULT}` was trained {words[len(checkpoints.seeds(DEFAULT))]} times" in readme
+    assert (
+        f"{words[len(findings.SOURCES)].capitalize()} things could tell a model which object is on the left" in readme
+    )
 
 
 def test_links_of_the_prose_lead_to_pages_or_are_plain_text(tmp_path):

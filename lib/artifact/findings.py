@@ -37,7 +37,7 @@ CLAIMS = {
         "C5 Lost already when each object is taken alone at its own place",
         "a code of each object's own place",
     ),
-    "backup_beyond_floor": ("C6 The backbone keeps a backup on object tokens", "pairs that are right by luck"),
+    "backup_beyond_floor": ("C6 The backbone keeps a backup on object tokens", "pairs that are right by chance"),
     "repaired_beyond_random": ("C7 Turning up order directions repairs failures", "any push of that size"),
     "net_gain": ("C7 It repairs more than it breaks", "repairs paid for elsewhere"),
 }
