@@ -156,10 +156,11 @@ def test_what_readme_counts_in_words_is_so():
 
 def test_links_of_the_prose_lead_to_pages_or_are_plain_text(tmp_path):
     text = "[rules](RULES.md#x) [code](../lib/run.py) [home](../README.md) [out](https://a.b/)"
-    text += " ![p](../outputs/m/figures/1.png)"
+    text += " ![p](../outputs/m/figures/1.png) an <unk> or <image> **here**"
     page = prose.html(text, places.ROOT / "docs/RUNNING.md", tmp_path / "docs/RUNNING.html", tmp_path)
     assert 'href="RULES.html#x"' in page and 'href="../index.html"' in page and 'href="https://a.b/"' in page
     assert ">code<" not in page and "code" in page and "<img" not in page
+    assert "an &lt;unk&gt; or &lt;image&gt; <strong>here</strong>" in page
 
 
 def test_every_figure_is_made_by_a_notebook_and_has_a_caption():
