@@ -219,16 +219,17 @@ def strips_unused(model: str = "qwen_style") -> str:
 
 def enhancement() -> str:
     """C7 on every model that ran it: repaired failures beyond random directions, both axes together."""
-    said, verdicts = [], set()
+    said, verdicts = [], []
     for name, own in record.compared().items():
         for row in own:
             if row["metric"] == "repaired_beyond_random" and not row.get("axis"):
-                verdicts.add(row["verdict"])
+                verdicts.append(row["verdict"])
                 said.append(f"`{name}` {ledger.in_figures(row)} of {row['n']} failures, {row['verdict']}")
+    repairing = verdicts.count("reproduced")
     head = (
-        "Turning up order directions repairs no more than a random push."
-        if verdicts == {"not reproduced"}
-        else "Does turning up order directions repair more than a random push?"
+        f"Turning up order directions repairs more than a random push in {repairing} of {len(verdicts)} models."
+        if repairing
+        else "Turning up order directions is not shown to repair more than a random push."
     )
     return f"- **{head}** Share of failures repaired along the exact probe's directions, minus that along random ones of equal size (C7, both axes together): {'; '.join(said)}."
 
