@@ -1,15 +1,15 @@
 """How a mechanism comes about: what was measured on snapshots of one training (PROTOCOL.md 9.7; floor 3).
 
-`python -m lib.reference.dynamics NAME` measures and writes data/dynamics/<name>.csv; here the rows are read. These rules
-were committed before any snapshot was measured:
+`python -m lib.reference.dynamics NAME` measures and writes data/dynamics/<name>.csv; here the rows are read. These
+rules were committed before any snapshot was measured:
 
 - **The sign of an axis is learned** at the first snapshot from which on the lower bound of "sign" lies above 1/2, there
   and at all later snapshots; at least one later snapshot must confirm it. "sign" is the share of answers in which the
   target is more probable than its opposite. A model without any order has exactly 1/2: the two runs of a pair ask the
   same question about mirror images.
 - **The answer follows a source** (O, S, B, P) at a snapshot where `fingerprint.winner` says so of the four effects.
-- **A source is replaced** where the first snapshot at which a single source wins, from the learned sign on, and the last
-  snapshot name two different ones.
+- **A source is replaced** where the first snapshot at which a single source wins, from the learned sign on, and the
+  last snapshot name two different ones.
 - An effect is a share of the difference that the mirror picture makes to the answer. It is left out of the table where
   the interval of that difference is not above 0.
 """

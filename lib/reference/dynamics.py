@@ -1,10 +1,10 @@
 """Measure the snapshots of a training: `python -m lib.reference.dynamics redundant`.
 
-Snapshots are those that `python -m lib.reference.train redundant --snapshots 12` leaves in checkpoints/<name>/snapshots.
-Each is measured as a shipped model is: written as half-precision files, read by the adapter, run in float32. Two states
-without a snapshot are measured, too: the untrained model, and the model as it was when the first stage with snapshots
-began (from data/training/<name>). Rows go to data/dynamics/<name>.csv as they come; a second call measures only what
-is not there yet. lib/analysis/dynamics.py says what the rows are and reads them.
+Snapshots are those that `python -m lib.reference.train redundant --snapshots 12` leaves in
+checkpoints/<name>/snapshots. Each is measured as a shipped model is: written as half-precision files, read by the
+adapter, run in float32. Two states without a snapshot are measured, too: the untrained model, and the model as it was
+when the first stage with snapshots began (from data/training/<name>). Rows go to data/dynamics/<name>.csv as they come;
+a second call measures only what is not there yet. lib/analysis/dynamics.py says what the rows are and reads them.
 """
 
 from __future__ import annotations
