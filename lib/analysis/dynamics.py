@@ -162,21 +162,34 @@ def follows(table: pd.DataFrame, axis: str) -> str:
     return f"{said}; {change[0]} is replaced by {change[1]}" if change else said
 
 
+def around(table: pd.DataFrame, axis: str, rows: pd.DataFrame) -> str:
+    """Values at the snapshot before the sign is learned, at that one, and at the end; the last only where it is not.
+
+    rows: a value per snapshot, in order.
+    """
+    place, last = sign_learned(table, axis), figures_of(rows.iloc[-1])
+    if not place:
+        return f"{last} at the end"
+    return f"{figures_of(rows.iloc[place - 1])} before, {figures_of(rows.iloc[place])} then, {last} at the end"
+
+
+def answers_around(table: pd.DataFrame, axis: str) -> str:
+    """Correct answers of the battery before and after the sign is learned."""
+    rows = on_white(table)
+    return f"correct answers of the battery: {around(table, axis, rows[rows['axis'] == axis])}"
+
+
 def place_around(table: pd.DataFrame, axis: str) -> str:
     """How well the place along an axis is read from an object's own token before and after the sign is learned."""
-    place, read_out = sign_learned(table, axis), of(table, "place", axis)
     what = "column" if axis == "horizontal" else "row"
-    if place is None or place == 0:
-        return f"R2 of an object's {what} is {figures_of(read_out.iloc[-1])} at the end"
-    before, then, last = (figures_of(read_out.iloc[k]) for k in (place - 1, place, -1))
-    return f"R2 of an object's {what} is {before} at the snapshot before, {then} then, {last} at the end"
+    return f"R2 of an object's {what}: {around(table, axis, of(table, 'place', axis))}"
 
 
 def in_words(table: pd.DataFrame) -> list[str]:
-    """One line per axis: when the sign was learned, what the answer follows, how well place is readable."""
+    """One line per axis: when the sign was learned, what the answer follows, correct answers, readout of place."""
     lines = []
     for axis in ORIENTATIONS:
-        said = [part(table, axis) for part in (when, follows, place_around)]
+        said = [part(table, axis) for part in (when, follows, answers_around, place_around)]
         named = {"horizontal": "left-right", "vertical": "above-below"}[axis]
         lines.append(f"{named}: " + ". ".join(part[0].upper() + part[1:] for part in said if part) + ".")
     return lines
