@@ -199,7 +199,7 @@ def test_the_figure_shows_every_row_and_the_step(finished):
     figure = dynamics_figures.training(learned, guess=0.4)
     axes = np.array(figure.axes).reshape(4, 2)
     for ax, axis in zip(axes.T, ("horizontal", "vertical"), strict=True):
-        drawn = {line.get_label(): line.get_ydata().tolist() for panel in ax for line in panel.lines}
+        drawn = {line.get_label(): list(line.get_ydata()) for panel in ax for line in panel.lines}
         assert drawn["intact"] == dynamics.of(learned, "correct", axis, "intact")["value"].tolist()
         assert drawn["right sign, three in a line (chance 1/2)"] == dynamics.of(learned, "sign", axis)["value"].tolist()
     marks = [[line for line in ax.lines if line.get_linewidth() == 3] for ax in axes[0]]
