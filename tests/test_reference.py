@@ -111,6 +111,18 @@ def test_stopped_training_goes_on_as_if_nothing_had_happened(task, tmp_path, dra
     assert any(not torch.equal(a, b) for a, b in zip(whole, untouched, strict=True))
 
 
+def test_a_model_that_starts_from_another_keeps_its_own_where_that_learned_nothing():
+    model = architectures.build(train.SIZES["cpu"], 0, "siglip_llama", "split", "waves")
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    given = type(model).from_pretrained(places.MODELS / "backbone_only", dtype=torch.float32).state_dict()
+    train.start_from(model, "backbone_only")
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(tensor, given[key] if given[key].any() else before[key]), key
+    positions = "model.vision_tower.embeddings.position_embedding.weight"
+    assert not given[positions].any() and before[positions].any()  # of both kinds there are some
+    assert not torch.equal(given["lm_head.weight"], before["lm_head.weight"])
+
+
 def test_recipes_are_possible():
     for recipe in RECIPES.values():
         assert recipe.architecture in architectures.ARCHITECTURES

@@ -83,10 +83,19 @@ def learner(recipe: Recipe, seed: int, device: torch.device, precision: str = "b
     """At initialisation."""
     size = SIZES["cpu"]
     model = architectures.build(size, seed, recipe.architecture, recipe.planted, recipe.places)
+    if recipe.start:
+        start_from(model, recipe.start)
     if device.type == "cpu":
         AttentionInterface.register("sdpa_float32", attention_in_float32)
         model.set_attn_implementation("sdpa_float32")
     return Learner(recipe, model.to(device), Captioner(size).to(device), dense.DenseHead(size).to(device), precision)
+
+
+def start_from(model: nn.Module, name: str) -> None:
+    """Give a model the weights of an embedded one of its class; what is zero there throughout (the encoder's positions
+    and attention of `backbone_only`) it has not learned, and the model keeps its own."""
+    weights = type(model).from_pretrained(MODELS / name, dtype=torch.float32).state_dict()
+    model.load_state_dict({key: tensor for key, tensor in weights.items() if tensor.any()}, strict=False)
 
 
 def optimizers(stage: Stage, learning: Learner) -> list[torch.optim.Optimizer]:
