@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
+from lib import places
 from lib.analysis import dynamics
 from lib.artifact import dynamics_figures
 from lib.engine import vlm
@@ -101,13 +102,13 @@ def finished(tmp_path_factory):
         patch.setattr(train, "CHECKPOINTS", folder / "checkpoints")
         patch.setattr(train, "TRAINING", folder / "training")
         patch.setattr(dynamics, "FOLDER", folder / "dynamics")
-        where = train.files("redundant", 0)
+        where = train.files("joint", 0)
         for step in (350, 700):
             torch.manual_seed(step)
-            model = architectures.build(TINY, step, planted="redundant")
+            model = architectures.build(TINY, step, places="waves")
             train.save_weights(model, where.snapshot(0, step))
-        measuring.run("redundant", 0, fresh=False, pairs=2, per_cell=1, scenes=20)
-        yield where, dynamics.read("redundant")
+        measuring.run("joint", 0, fresh=False, pairs=2, per_cell=1, scenes=20)
+        yield where, dynamics.read("joint")
 
 
 def test_every_snapshot_is_measured_in_every_way(finished):
@@ -128,20 +129,21 @@ def test_what_is_measured_is_not_measured_again_and_what_is_missing_is_told(fini
         monkeypatch.setattr(train, name, where.going.parent if name == "CHECKPOINTS" else where.kept.parent)
     monkeypatch.setattr(dynamics, "FOLDER", where.going.parents[1] / "dynamics")
     monkeypatch.setattr(measuring, "measured", lambda *rest, **sizes: pytest.fail("measured again"))
-    assert len(measuring.run("redundant", 0, fresh=False)) == len(table)
+    assert len(measuring.run("joint", 0, fresh=False)) == len(table)
     with pytest.raises(UserError, match="holds no snapshots"):
         measuring.run("split", 0, fresh=False)
     with pytest.raises(UserError, match="damaged or of another recipe"):
         broken = tmp_path / "stage0-step00001.safetensors"
         broken.write_bytes(b"no weights")
-        measuring.state(RECIPES["redundant"], 0, measuring.Snapshot(0, 1, broken), where)
+        measuring.state(RECIPES["joint"], 0, measuring.Snapshot(0, 1, broken), where)
+    monkeypatch.setitem(architectures.SIZES, "cpu", TINY)
     with pytest.raises(UserError, match="stage0.safetensors is missing"):
-        measuring.state(RECIPES["redundant"], 0, measuring.Snapshot(1, 0), where)
+        measuring.state(RECIPES["joint"], 0, measuring.Snapshot(1, 0), where)
 
 
 def test_the_command_refuses_in_one_sentence(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(train, "CHECKPOINTS", tmp_path)
-    monkeypatch.setattr(sys, "argv", ["dynamics", "joint"])
+    monkeypatch.setattr(sys, "argv", ["dynamics", "split"])
     with pytest.raises(SystemExit, match="2"):
         measuring.main()
     assert capsys.readouterr().err.count("\n") == 1
@@ -216,9 +218,20 @@ def test_snapshots_are_read_like_shipped_models(finished, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(architectures.SIZES, "cpu", TINY)
         path = where.snapshot(0, 350)
-        model = measuring.state(RECIPES["redundant"], 0, measuring.Snapshot(0, 350, path), where)
+        model = measuring.state(RECIPES["joint"], 0, measuring.Snapshot(0, 350, path), where)
     loaded = measuring.as_shipped(model, tmp_path)
     assert isinstance(loaded, vlm.VLM) and loaded.dtype == torch.float32
     saved = train.load_file(path)
     for name, weight in loaded.model.state_dict().items():
         torch.testing.assert_close(weight, saved[name].float(), atol=0, rtol=0)
+
+
+def test_a_training_from_another_model_begins_with_that_model(tmp_path):
+    """`redundant` starts from `joint`."""
+    where = train.Files(tmp_path, tmp_path)
+    began = measuring.state(RECIPES["redundant"], 0, measuring.Snapshot(0, 0), where).state_dict()
+    other = train.load_file(places.MODELS / "joint/model.safetensors")
+    assert RECIPES["redundant"].start == "joint" and other.keys() == began.keys()
+    for name, weight in other.items():
+        if weight.any():  # what is zero there it has not learned
+            torch.testing.assert_close(began[name], weight.float(), atol=0, rtol=0)

@@ -50,8 +50,8 @@ def names() -> list[str]:
 def read(name: str) -> pd.DataFrame:
     """The rows of a training in the order of its snapshots, columns `COLUMNS`; n: units behind the interval.
 
-    step: of its stage; lessons: seen since the training began, over all stages. A UserError where the table is missing
-    or has other columns.
+    step: of its stage; lessons: seen since the training began, over all stages (0: random numbers, or the model that it
+    started from). A UserError where the table is missing or has other columns.
     """
     path = FOLDER / f"{name}.csv"
     if not path.is_file():

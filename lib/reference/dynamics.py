@@ -2,9 +2,10 @@
 
 Snapshots are those that `python -m lib.reference.train redundant --snapshots 12` leaves in
 checkpoints/<name>/snapshots. Each is measured as a shipped model is: written as half-precision files, read by the
-adapter, run in float32. Two states without a snapshot are measured, too: the untrained model, and the model as it was
-when the first stage with snapshots began (from data/training/<name>). Rows go to data/dynamics/<name>.csv as they come;
-a second call measures only what is not there yet. lib/analysis/dynamics.py says what the rows are and reads them.
+adapter, run in float32. Two states without a snapshot are measured, too: what the training began from (random numbers,
+or the model that its recipe starts from), and the model as it was when the first stage with snapshots began (from
+data/training/<name>). Rows go to data/dynamics/<name>.csv as they come; a second call measures only what is not there
+yet. lib/analysis/dynamics.py says what the rows are and reads them.
 """
 
 from __future__ import annotations
@@ -34,9 +35,7 @@ from lib.engine.checkpoints import seeded
 from lib.engine.vlm import VLM
 from lib.errors import UserError, cli
 from lib.places import show
-from lib.reference import architectures, train
-from lib.reference.captioner import Captioner
-from lib.reference.dense import DenseHead
+from lib.reference import train
 from lib.reference.recipes import RECIPES, Recipe
 from lib.stimuli import layouts
 from lib.stimuli.grids import Grid
@@ -147,7 +146,7 @@ class Snapshot:
 
 
 def found(folder: Path) -> list[Snapshot]:
-    """The snapshots of a folder in order, before them the untrained model and the start of the first one's stage."""
+    """The snapshots of a folder in order, before them the start of the training and of the first one's stage."""
     named = [(re.fullmatch(r"stage(\d+)-step(\d+)", path.stem), path) for path in folder.glob("*.safetensors")]
     kept = sorted((int(name[1]), int(name[2]), path) for name, path in named if name)
     if not kept:
@@ -159,16 +158,16 @@ def found(folder: Path) -> list[Snapshot]:
 
 
 def lessons(recipe: Recipe, snapshot: Snapshot) -> int:
-    """How many lessons the model has seen, over all stages."""
+    """How many lessons the training has shown, over all stages; those of a model that it started from do not count."""
     before = sum(stage.steps * stage.batch for stage in recipe.stages[: snapshot.number])
     return before + snapshot.step * recipe.stages[snapshot.number].batch
 
 
 def state(recipe: Recipe, seed: int, snapshot: Snapshot, where: train.Files):
-    """The model of a snapshot; a UserError where its files are missing, damaged or of another recipe."""
-    size = architectures.SIZES["cpu"]
-    model = architectures.build(size, seed, recipe.architecture, recipe.planted, recipe.places)
-    learning, path = train.Learner(recipe, model, Captioner(size), DenseHead(size)), snapshot.path
+    """The model of a snapshot; the start of the first stage is what training began from. A UserError where its files
+    are missing, damaged or of another recipe."""
+    learning, path = train.learner(recipe, seed, torch.device("cpu")), snapshot.path
+    model = learning.model
     try:
         if path is not None:
             model.load_state_dict(load_file(path))
