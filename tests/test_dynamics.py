@@ -36,6 +36,8 @@ def made_up(lows: list[float], effects: list[dict[str, float]] | None = None) ->
         for axis, direction in (("horizontal", "left"), ("vertical", "below")):
             cell = {"metric": "accuracy", "part": "two", "axis": direction, "value": (k + 2) / 8}
             rows.append(own | cell | {"low": 0.0, "high": 1.0})
+            middle = {"metric": "correct", "part": "middle", "axis": axis, "value": k / 4, "low": 0.0, "high": 1.0}
+            rows.append(own | middle)
             rows.append(own | {"metric": "place", "axis": axis, "value": k / 10, "low": k / 10, "high": k / 10})
         for source, value in (effects[k] if effects else {}).items():
             bounds = {"value": value, "low": value - 0.1, "high": value + 0.1}
@@ -83,9 +85,11 @@ def test_sentences_follow_the_table():
     assert learned.startswith("left-right: The sign is learned by step 10 of stage a, after 100 lessons (0.70 [0.60,")
     assert "follows B at first and O at the end; B is replaced by O" in learned
     assert "battery: 0.25 [0.07, 0.59] before, 0.38 [0.14, 0.69] then, 0.50" in learned
+    assert "in the middle: 0.00 [0.00, 1.00] before, 0.25 [0.00, 1.00] then, 0.50 [0.00, 1.00] at the end" in learned
     assert "column: 0.00 [0.00, 0.00] before, 0.10 [0.10, 0.10] then" in learned
     assert not_learned.startswith("above-below: The sign is not learned by step 20 of stage b")
     assert "follows" not in not_learned
+    assert "row: 0.00 [0.00, 0.00] at first, 0.20 [0.20, 0.20] at the end" in not_learned
     first, _ = dynamics.in_words(made_up([0.6, 0.6]))
     assert "there from the first snapshot on" in first and "No effect can be stated" in first
 

@@ -21,6 +21,7 @@ import pandas as pd
 from lib import places
 from lib.analysis import fingerprint, statistics
 from lib.analysis.fingerprint import RIVALS
+from lib.analysis.ladder import STEPS
 from lib.errors import UserError
 from lib.stimuli.battery import WHITE
 from lib.stimuli.grids import ORIENTATIONS
@@ -163,13 +164,14 @@ def follows(table: pd.DataFrame, axis: str) -> str:
 
 
 def around(table: pd.DataFrame, axis: str, rows: pd.DataFrame) -> str:
-    """Values at the snapshot before the sign is learned, at that one, and at the end; the last only where it is not.
+    """Values at the snapshot before the sign is learned, at that one, and at the end; at the first and at the end where
+    it was there from the first on or was not learned.
 
     rows: a value per snapshot, in order.
     """
-    place, last = sign_learned(table, axis), figures_of(rows.iloc[-1])
+    place, first, last = sign_learned(table, axis), figures_of(rows.iloc[0]), figures_of(rows.iloc[-1])
     if not place:
-        return f"{last} at the end"
+        return f"{first} at first, {last} at the end"
     return f"{figures_of(rows.iloc[place - 1])} before, {figures_of(rows.iloc[place])} then, {last} at the end"
 
 
@@ -179,6 +181,12 @@ def answers_around(table: pd.DataFrame, axis: str) -> str:
     return f"correct answers of the battery: {around(table, axis, rows[rows['axis'] == axis])}"
 
 
+def left_around(table: pd.DataFrame, axis: str) -> str:
+    """Correct answers after the last step of the ladder, the paper's ablation."""
+    rows = of(table, "correct", axis, STEPS[-1])
+    return f"correct with each object from a picture where it stands alone in the middle: {around(table, axis, rows)}"
+
+
 def place_around(table: pd.DataFrame, axis: str) -> str:
     """How well the place along an axis is read from an object's own token before and after the sign is learned."""
     what = "column" if axis == "horizontal" else "row"
@@ -186,10 +194,11 @@ def place_around(table: pd.DataFrame, axis: str) -> str:
 
 
 def in_words(table: pd.DataFrame) -> list[str]:
-    """One line per axis: when the sign was learned, what the answer follows, correct answers, readout of place."""
-    lines = []
+    """One line per axis: when the sign was learned, what the answer follows, correct answers, what the
+    ablation leaves, readout of place."""
+    parts, lines = (when, follows, answers_around, left_around, place_around), []
     for axis in ORIENTATIONS:
-        said = [part(table, axis) for part in (when, follows, answers_around, place_around)]
+        said = [part(table, axis) for part in parts]
         named = {"horizontal": "left-right", "vertical": "above-below"}[axis]
         lines.append(f"{named}: " + ". ".join(part[0].upper() + part[1:] for part in said if part) + ".")
     return lines
