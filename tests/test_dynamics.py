@@ -19,7 +19,7 @@ from lib.reference.recipes import RECIPES
 from lib.stimuli.battery import NOTHING, ROWS
 from lib.stimuli.questions import DIRECTIONS
 
-TINY = architectures.Size(width=32, heads=2, encoder=1, backbone=2, feed=32)
+FULL, TINY = architectures.SIZES["cpu"], architectures.Size(width=32, heads=2, encoder=1, backbone=2, feed=32)
 
 
 # --- the rules, on made-up tables ------------------------------------------------------------------------------------
@@ -112,7 +112,7 @@ def finished(tmp_path_factory):
             model = architectures.build(TINY, step, places="waves")
             train.save_weights(model, where.snapshot(0, step))
         measuring.run("joint", 0, fresh=False, pairs=2, per_cell=1, scenes=20)
-        yield where, dynamics.read("joint")
+        return where, dynamics.read("joint")
 
 
 def test_every_snapshot_is_measured_in_every_way(finished):
@@ -232,6 +232,7 @@ def test_snapshots_are_read_like_shipped_models(finished, tmp_path):
 
 def test_a_training_from_another_model_begins_with_that_model(tmp_path):
     """`redundant` starts from `joint`."""
+    assert architectures.SIZES["cpu"] is FULL
     where = train.Files(tmp_path, tmp_path)
     began = measuring.state(RECIPES["redundant"], 0, measuring.Snapshot(0, 0), where).state_dict()
     other = train.load_file(places.MODELS / "joint/model.safetensors")
