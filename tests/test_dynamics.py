@@ -81,17 +81,20 @@ def test_a_source_is_replaced_only_by_another_one_that_wins_at_the_end():
 
 
 def test_sentences_follow_the_table():
-    learned, not_learned = dynamics.in_words(made_up([0.4, 0.6, 0.6], [{}, wins("B"), wins("O")]))
-    assert learned.startswith("left-right: The sign is learned by step 10 of stage a, after 100 lessons (0.70 [0.60,")
+    said = "\n".join(dynamics.in_words(made_up([0.4, 0.6, 0.6], [{}, wins("B"), wins("O")])))
+    learned, not_learned = said.split("above-below:\n")
+    assert "left-right:\n  the sign is learned by step 10 of stage a, after 100 lessons (0.70 [0.60," in learned
     assert "follows B at first and O at the end; B is replaced by O" in learned
     assert "battery: 0.25 [0.07, 0.59] before, 0.38 [0.14, 0.69] then, 0.50" in learned
     assert "in the middle: 0.00 [0.00, 1.00] before, 0.25 [0.00, 1.00] then, 0.50 [0.00, 1.00] at the end" in learned
     assert "column: 0.00 [0.00, 0.00] before, 0.10 [0.10, 0.10] then" in learned
-    assert not_learned.startswith("above-below: The sign is not learned by step 20 of stage b")
+    assert "  the sign is not learned by step 20 of stage b" in not_learned
     assert "follows" not in not_learned
     assert "row: 0.00 [0.00, 0.00] at first, 0.20 [0.20, 0.20] at the end" in not_learned
-    first, _ = dynamics.in_words(made_up([0.6, 0.6]))
-    assert "there from the first snapshot on" in first and "No effect can be stated" in first
+    said = "\n".join(dynamics.in_words(made_up([0.6, 0.6])))
+    assert "there from the first snapshot on" in said and "no effect can be stated" in said
+    said = "\n".join(dynamics.in_words(made_up([0.6, 0.6], [wins("B"), wins("B")])))
+    assert "the answer follows B at first and at the end\n" in said and "replaced" not in said
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------
@@ -190,7 +193,7 @@ def test_shipped_tables_are_whole(name):
     assert len(states) >= 12 and states["lessons"].is_monotonic_increasing and states["lessons"].iloc[0] == 0
     recipe = RECIPES[table["model"].iloc[0]]
     assert set(states["stage"]) <= {stage.name for stage in recipe.stages}
-    assert len(dynamics.in_words(table)) == 2
+    assert "left-right:" in dynamics.in_words(table) and "above-below:" in dynamics.in_words(table)
 
 
 def test_a_missing_table_is_told():
@@ -207,7 +210,7 @@ def test_the_figure_shows_every_row_and_the_step(finished):
     for ax, axis in zip(axes.T, ("horizontal", "vertical"), strict=True):
         drawn = {line.get_label(): list(line.get_ydata()) for panel in ax for line in panel.lines}
         assert drawn["intact"] == dynamics.of(learned, "correct", axis, "intact")["value"].tolist()
-        assert drawn["right sign, three in a line (chance 1/2)"] == dynamics.of(learned, "sign", axis)["value"].tolist()
+        assert drawn[next(iter(dynamics_figures.ANSWERS))] == dynamics.of(learned, "sign", axis)["value"].tolist()
     marks = [[line for line in ax.lines if line.get_linewidth() == 3] for ax in axes[0]]
     assert len(marks[1]) == 1 and marks[1][0].get_xdata()[0] == 0
     looks = [*dynamics_figures.SOURCES.values()], [*dynamics_figures.RUNGS.values()]

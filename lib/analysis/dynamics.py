@@ -158,7 +158,8 @@ def follows(table: pd.DataFrame, axis: str) -> str:
         return "no effect can be stated: the mirror picture moves the answer too little"
     first, last = later["winner"].iloc[0], later["winner"].iloc[-1]
     names = {"several": "several sources", "none": "none of the four sources"}
-    said = f"the answer follows {names.get(first, first)} at first and {names.get(last, last)} at the end"
+    ends = f"{names.get(last, last)} at the end" if first != last else "at the end"
+    said = f"the answer follows {names.get(first, first)} at first and {ends}"
     change = replaced(found, since)
     return f"{said}; {change[0]} is replaced by {change[1]}" if change else said
 
@@ -194,11 +195,13 @@ def place_around(table: pd.DataFrame, axis: str) -> str:
 
 
 def in_words(table: pd.DataFrame) -> list[str]:
-    """One line per axis: when the sign was learned, what the answer follows, correct answers, what the
-    ablation leaves, readout of place."""
+    """Lines of text, an axis after the other: when the sign was learned, what the answer follows, correct answers, what
+    the ablation leaves, readout of place."""
     parts, lines = (when, follows, answers_around, left_around, place_around), []
     for axis in ORIENTATIONS:
         said = [part(table, axis) for part in parts]
-        named = {"horizontal": "left-right", "vertical": "above-below"}[axis]
-        lines.append(f"{named}: " + ". ".join(part[0].upper() + part[1:] for part in said if part) + ".")
+        lines += [
+            {"horizontal": "left-right:", "vertical": "above-below:"}[axis],
+            *(f"  {part}" for part in said if part),
+        ]
     return lines

@@ -22,10 +22,10 @@ RUNGS = {
     )
 }
 ANSWERS = {
-    "right sign, three in a line (chance 1/2)": Look(figures.BLACK, "-", "o"),
-    "correct, battery on white": Look(figures.BLUE, "--", "s"),
+    "right sign\n(chance: grey dots)": Look(figures.BLACK, "-", "o"),
+    "correct, battery\n(guess: blue dots)": Look(figures.BLUE, "--", "s"),
 }
-PLACE = {"R2 of place, object's own token": Look(figures.PURPLE, "-", "D")}
+PLACE = {"": Look(figures.PURPLE, "-", "D")}
 
 
 def training(table: pd.DataFrame, guess: float | None = None):
@@ -46,16 +46,21 @@ def training(table: pd.DataFrame, guess: float | None = None):
         figures.level(axes[0, column], dynamics.CHANCE, "")
         if guess is not None:
             axes[0, column].axhline(guess, color=figures.BLUE, linewidth=0.8, linestyle=DOTS, zorder=0)
-        axes[1, column].set_ylim(-0.35, 1.35)
+        axes[1, column].set_ylim(-0.2, 1.2)
         axes[2, column].set_ylim(-0.05, 1.05)
-        axes[3, column].set_ylim(-0.5, 1.05)
+        axes[3, column].set_ylim(-0.25, 1.05)
         for row in (1, 3):
             figures.level(axes[row, column], 0, "")
         axes[3, column].set_xlabel("lessons seen (thousands)")
-    labels = ("share of answers", "effect at slot 0", "correct after\na step of the ladder", "R2")
+    labels = (
+        "share of answers",
+        "effect at slot 0",
+        "correct after\na ladder step",
+        "R2 of place,\nobject's own token",
+    )
     for ax, label in zip(axes[:, 0], labels, strict=True):
         ax.set_ylabel(label)
-    for ax in axes[:, 1]:
+    for ax in axes[:3, 1]:
         drawn = [line for line in ax.lines if not line.get_label().startswith("_")]
         ax.legend(drawn, [line.get_label() for line in drawn], loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=6)
     return figure
