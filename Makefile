@@ -6,6 +6,8 @@
 # make archive everything in the last commit as a ZIP file with checksums, fit for Zenodo
 # make test-browser   the notebooks in JupyterLab and the HTML edition in headless Chromium (needs Node.js 20 and Chromium;
 #                     NOTEBOOKS=01 chooses, NOTEBOOKS=site: only the edition; screenshots in tests/browser/screenshots/)
+# make test-cluster   the Snakefile on a SLURM of one node, which it starts and stops (needs root and Debian's packages
+#                     munge, slurmctld, slurmd, slurm-client)
 # make lint    ruff over the code
 # make clean   remove .venv and caches; runs/ and outputs/ stay
 #
@@ -21,7 +23,7 @@ READY := $(VENV)/.ready
 BIN := $(VENV)/bin
 comma := ,
 
-.PHONY: help run test seeds lab site archive test-browser lint clean
+.PHONY: help run test seeds lab site archive test-browser test-cluster lint clean
 
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed '/^$$/,$$d'
@@ -54,6 +56,16 @@ test-browser: $(READY)
 	@echo "Running the notebooks in JupyterLab in a browser (about as long as make run ARGS=--fresh)."
 	@npm ci --prefix tests/browser --silent --no-audit --no-fund
 	@node tests/browser/run.mjs '$(abspath $(BIN)/python)' tests/browser/screenshots $(subst $(comma), ,$(NOTEBOOKS)) $(ARGS)
+
+test-cluster: $(READY)
+	@for program in munged slurmctld slurmd sbatch unshare; do command -v $$program >/dev/null || { \
+		echo "error: $$program is needed (Debian: apt-get install munge slurmctld slurmd slurm-client)" >&2; \
+		exit 2; }; done
+	@test "$$(id -u)" = 0 && unshare --mount --pid --fork true 2>/dev/null || { \
+		echo "error: root is needed (sudo make test-cluster; in a container with --cap-add SYS_ADMIN)" >&2; exit 2; }
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[test,cluster]' -c $(CONSTRAINTS)
+	@echo "Running the Snakefile on SLURM (some minutes; SLURM holds back for two what it queues again)."
+	@$(BIN)/python -m pytest tests/cluster/check_slurm.py $(ARGS)
 
 lint: $(READY)
 	@$(BIN)/ruff check . $(ARGS)

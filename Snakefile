@@ -36,7 +36,7 @@ rule summary:
 rule notebook:
     input:
         str(places.NOTEBOOKS / "{notebook}.ipynb"),
-        sorted(str(path) for path in places.LIB.glob("*.py")),
+        sorted(str(path) for path in places.LIB.rglob("*.py")),
     output:
         touch(MARK),
     params:

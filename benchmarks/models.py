@@ -1,7 +1,8 @@
 """Models to measure speed on: trained weights make no difference to it, so all but the embedded one are
 random.
 
-Sizes are public facts of the checkpoints' configurations; words are those of the tests' small tokenizer.
+Sizes are public facts of the checkpoints' configurations; words are those of the tests' small tokenizer, unless a
+tokenizer is given.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ QWEN2_VL = {  # text model of each size
         num_attention_heads=12,
         num_key_value_heads=2,
         vocab_size=151936,
+        tie_word_embeddings=True,
     ),
     "qwen2-vl-7b": dict(
         hidden_size=3584,
@@ -55,31 +57,33 @@ SIGLIP_SO400M = dict(
 NAMES = ("reference", *QWEN2_VL, "gemma-3-4b")
 
 
-def build(name: str, layers: int | None, encoder: int | None, device: str, dtype: torch.dtype) -> VLM:
-    """A model by name; layers, encoder: fewer layers than the real one."""
+def build(name: str, layers: int | None, encoder: int | None, device: str, dtype: torch.dtype, words=None) -> VLM:
+    """A model by name; layers, encoder: fewer layers than the real one. words: a tokenizer with a chat template."""
     if name == "reference" and layers is None and "reference" in shipped():
         return load("reference", device, dtype)
     if name not in NAMES:
         raise UserError(f"unknown model {name!r}: choose one of {', '.join(NAMES)}")
     kind = {"reference": "reference", "gemma-3-4b": "gemma-3"}.get(name, "qwen2-vl")
-    words = tiny.tokenizer(kind)
+    words = words or tiny.tokenizer(kind)
     image = words.convert_tokens_to_ids(tiny.SPECIAL[kind][tiny.IMAGE_TOKEN.get(kind, 0)])
-    model_class, config, processor = _parts(name, kind, image, layers, encoder)
+    video = words.convert_tokens_to_ids("<|video_pad|>")  # Qwen's configurations name it
+    model_class, config, processor = _parts(name, kind, image, video, layers, encoder)
     torch.manual_seed(0)
     with torch.device(device):
         model = model_class._from_config(config, dtype=dtype, attn_implementation="sdpa")
     return VLM(model, words, processor, family(kind), None, name)
 
 
-def _parts(name: str, kind: str, image: int, layers: int | None, encoder: int | None):
+def _parts(name: str, kind: str, image: int, video: int, layers: int | None, encoder: int | None):
+    """Class, configuration and image processor of a model; image, video: ids of the placeholder tokens."""
     if kind == "qwen2-vl":
         rope = {"rope_type": "default", "mrope_section": [16, 24, 24], "rope_theta": 1e6}
         text = QWEN2_VL[name] | {"rope_parameters": rope, "max_position_embeddings": 4096}
         text |= {"num_hidden_layers": layers or 28, "pad_token_id": 1}
+        tied = text.get("tie_word_embeddings", False)
         vision = dict(depth=encoder or 32, embed_dim=1280, hidden_size=text["hidden_size"], num_heads=16)
-        config = tf.Qwen2VLConfig(
-            text_config=text, vision_config=vision, image_token_id=image, video_token_id=image + 2
-        )
+        ids = dict(image_token_id=image, video_token_id=video)
+        config = tf.Qwen2VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=tied, **ids)
         return tf.Qwen2VLForConditionalGeneration, config, tf.Qwen2VLImageProcessorPil()
     if kind == "gemma-3":
         text = GEMMA_3_4B | {"num_hidden_layers": layers or 34, "pad_token_id": 1}

@@ -8,8 +8,8 @@ Prints and writes runs/by-hand/benchmarks/sweeps.csv: seconds of both, their rat
 forward pass of the engine's batch, the largest difference of any probability, and where the time goes:
 operations_ratio says how many times fewer operations the engine needs, share_of_limit how fast either runs
 against one large matrix product, and time.csv in which of the engine's functions the time is spent. With --slots
-also the time against the number of slots (slots.csv and a figure). The naive procedure may be timed on fewer pairs
-(--naive-pairs) and scaled up.
+also the time against the number of slots (slots.csv and a figure), with --memory N nothing but memory, N times
+(memory.csv). The naive procedure may be timed on fewer pairs (--naive-pairs) and scaled up.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import models
+from benchmarks.memory import live_peak, peak
 from lib import files, places
 from lib.artifact import storage
 from lib.engine import oracle
@@ -58,37 +59,6 @@ def timed(work: Callable, device: str) -> tuple[float, object]:
     if device != "cpu":
         torch.cuda.synchronize()
     return time.perf_counter() - start, result
-
-
-def peak(work: Callable, device: str) -> float:
-    """Bytes by which memory grows at most during work (resident memory on a CPU)."""
-    if device != "cpu":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        work()
-        return torch.cuda.max_memory_allocated() - before
-    if not Path("/proc/self/clear_refs").exists():
-        return float("nan")
-    trim()
-    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-    before = status("VmRSS")
-    work()
-    return status("VmHWM") - before
-
-
-def trim() -> None:
-    """Give freed memory back, so that it counts when it is used again."""
-    import ctypes
-    import gc
-
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-def status(key: str) -> float:
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(key))
-    return float(line.split()[1]) * 1024
 
 
 def flops(work: Callable) -> float:
@@ -238,22 +208,33 @@ def race(sweep: Sweep, naive_pairs: int, device: str) -> dict:
     }
 
 
-def measure(sweep: Sweep, naive_pairs: int, device: str) -> dict:
-    """Times, agreement, memory, and where the time goes."""
-    result = race(sweep, naive_pairs, device)
+def peaks(sweep: Sweep, device: str) -> dict:
+    """The most memory that the engine takes, in plain forward passes of its batch: as the system counts it
+    (peak_ratio), and of tensors alone (live_ratio), which is the same in every run."""
     length = sweep.vlm.tokens(sweep.questions("clean")[:1]).length
     rows = min(len(sweep.pairs), sweep.vlm.language.batch_size(length))
     pictures, questions = sweep.clean[:rows], sweep.questions("clean")[:rows]
-    plain = peak(lambda: oracle.forward(sweep.vlm, oracle.inputs(sweep.vlm, pictures, questions)), device)
-    fast_peak = peak(sweep.fast, device)
+
+    def plain():
+        oracle.forward(sweep.vlm, oracle.inputs(sweep.vlm, pictures, questions))
+
+    plain_peak, fast_peak = peak(plain, device), peak(sweep.fast, device)
+    return {
+        "peak_ratio": fast_peak / plain_peak,
+        "live_ratio": live_peak(sweep.fast) / live_peak(plain),
+        "plain_batch": rows,
+        "plain_peak_mb": plain_peak / 2**20,
+        "fast_peak_mb": fast_peak / 2**20,
+    }
+
+
+def measure(sweep: Sweep, naive_pairs: int, device: str) -> dict:
+    """Times, agreement, memory, and where the time goes."""
+    result = race(sweep, naive_pairs, device) | peaks(sweep, device)
     naive_work = flops(lambda: sweep.slow(0)) * len(sweep.pairs)
     fast_work = flops(sweep.fast)
     limit = machine_flops(device, sweep.vlm.dtype)
     return result | {
-        "peak_ratio": fast_peak / plain,
-        "plain_batch": rows,
-        "plain_peak_mb": plain / 2**20,
-        "fast_peak_mb": fast_peak / 2**20,
         "operations_ratio": naive_work / fast_work,
         "naive_share_of_limit": naive_work / result["naive_seconds"] / limit,
         "fast_share_of_limit": fast_work / result["fast_seconds"] / limit,
@@ -364,6 +345,7 @@ def main() -> None:
     parser.add_argument("--dtype", help="default: float32 on a CPU, bfloat16 on a GPU")
     parser.add_argument("--threads", type=int, default=0, help="0: as many as torch chooses")
     parser.add_argument("--sweeps", default="last_token,tokens,enhancement")
+    parser.add_argument("--memory", type=int, metavar="N", help="only measure memory, N times")
     parser.add_argument("--slots", action="store_true", help="also time against number of slots")
     options = parser.parse_args()
     if options.threads:
@@ -389,6 +371,8 @@ def main() -> None:
         "cores": os.cpu_count(),
         "machine": platform.machine(),
     }
+    if options.memory:
+        return memory(sweeps, options, facts)
     rows, parts = [], []
     for name in options.sweeps.split(","):
         sweep = sweeps[name]()
@@ -402,6 +386,18 @@ def main() -> None:
         table = against_slots(vlm, pairs, max(1, options.naive_pairs // 4), options.device).assign(**facts)
         record(table, "slots", ["sweep", "model", "layers", "device", "how", "slots"], options)
         draw(table, places.outputs("benchmarks") / f"slots_{options.model}")
+
+
+def memory(sweeps: dict[str, Callable], options: argparse.Namespace, facts: dict) -> None:
+    """`peaks` of the chosen sweeps, several times."""
+    rows = []
+    for name in options.sweeps.split(","):
+        sweep = sweeps[name]()
+        sweep.fast()  # warm up: kernels, plans
+        for number in range(options.memory):
+            rows.append({"sweep": name, "number": number} | peaks(sweep, options.device) | facts)
+            print(pd.DataFrame(rows[-1:]).iloc[:, :7].to_string(index=False, header=number == 0), flush=True)
+    record(pd.DataFrame(rows), "memory", ["sweep", "number", "model", "layers", "device"], options)
 
 
 def record(table: pd.DataFrame, name: str, keys: list[str], options: argparse.Namespace) -> None:

@@ -14,6 +14,7 @@ PUBLISHED = ROOT / "outputs"  # the published record, committed; only `lib.run -
 RUNS = (ROOT if CHECKOUT else Path.cwd()) / "runs"  # what this machine has run; code asks record()
 BY_HAND = "by-hand"  # folder beside the models' folders for what the runner did not run
 STAGED = "DUAL_STAGED"  # in the environment of a notebook that the runner executes: where its results are collected
+DROPPED = ".dropped.jsonl"  # there: spellings of candidates that were left out, a line each (lib/engine/prompts.py)
 
 
 def record(model: str | None = None) -> Path:

@@ -26,7 +26,7 @@ from lib.artifact.manifests import Run
 from lib.artifact.notebooks import Notebook, choose_notebooks
 from lib.artifact.plan import PLAN
 from lib.artifact.publishing import publish
-from lib.artifact.staleness import why_stale
+from lib.artifact.staleness import TEXT, why_stale
 from lib.engine.checkpoints import Model, check_reachable, find_model, known_models, shipped
 from lib.engine.embedded import DEFAULT
 from lib.errors import UserError, cli, unknown
@@ -93,16 +93,12 @@ def run_all(jobs: list[tuple[Model, Notebook]], values: dict[str, dict], fresh: 
     """Run what is not done, in the order given; a failure does not stop the rest."""
     codes, started = {0}, time.monotonic()
     runs = [record.run_of(notebook.name, model.name) for model, notebook in jobs]
-    for run, (model, notebook) in zip(runs, jobs, strict=True):
-        if not fresh and renewal.text_only(run, notebook, models_folder, model):
-            renewal.copy(run, run, notebook)
-            say(f"{run.model} {run.notebook}: its page has the text that changed, the results stand")
-    stands = [
-        not fresh and not why_stale(run, notebook, values[notebook.name], models_folder, model)
+    stand = [
+        not fresh and up_to_date(run, notebook, values[notebook.name], models_folder, model)
         for run, (model, notebook) in zip(runs, jobs, strict=True)
     ]
-    clock = Clock([run for run, done in zip(runs, stands, strict=True) if not done])
-    for number, ((model, notebook), run, done) in enumerate(zip(jobs, runs, stands, strict=True), 1):
+    clock = Clock([run for run, done in zip(runs, stand, strict=True) if not done])
+    for number, ((model, notebook), run, done) in enumerate(zip(jobs, runs, stand, strict=True), 1):
         say(f"[{number}/{len(jobs)}] {run.model} {run.notebook}:", end=" ")
         if done:
             run.failed.unlink(missing_ok=True)  # of something tried since and taken back
@@ -111,7 +107,7 @@ def run_all(jobs: list[tuple[Model, Notebook]], values: dict[str, dict], fresh: 
         after_label = "\n" if on_terminal() else " "  # on a terminal papermill's bar comes in between
         say(f"running, stated cost {notebook.cost}{clock.left(run)} ...", end=after_label)
         try:
-            manifest = execute(run, notebook, model, values[notebook.name], models_folder, on_terminal())
+            manifest = execute(run, notebook, model, values[notebook.name], models_folder, on_terminal(), fresh)
             say(f"done in {manifest['seconds']} s")
             clock.ran(run, manifest["seconds"])
         except Exception as error:  # whatever a notebook or its kernel can throw
@@ -120,6 +116,15 @@ def run_all(jobs: list[tuple[Model, Notebook]], values: dict[str, dict], fresh: 
     say(f"total {time.monotonic() - started:.0f} s; results are in {show(places.record())}")
     codes.add(compared(jobs))
     return 1 if 1 in codes else max(codes)
+
+
+def up_to_date(run: Run, notebook: Notebook, parameters: dict, models_folder: Path, model: Model) -> bool:
+    """Whether a run stands; where only the text of its notebook has changed, its page gets that text first."""
+    why = why_stale(run, notebook, parameters, models_folder, model)
+    if why == TEXT:
+        renewal.copy(run, run, notebook)
+        say(f"{run.model} {run.notebook}: its page has the text that changed, the results stand")
+    return why in ("", TEXT)
 
 
 def report_failure(run: Run, error: Exception) -> int:

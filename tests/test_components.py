@@ -7,6 +7,8 @@ import torch
 from tiny import tiny
 
 from lib.analysis import components, head_attention, studies
+from lib.engine import oracle
+from lib.engine.hooks import hooks
 from lib.patching.sites import ATTENTION
 from lib.stimuli import pairs
 
@@ -90,8 +92,26 @@ def test_a_planted_difference_is_found(small, swept):
     assert found["last", "head 1", 2] == pytest.approx(1)
 
 
-def test_a_head_is_cut_off_from_the_picture_and_nothing_else(small):
+@pytest.mark.parametrize("family", ["reference", "qwen2-vl", "gemma-3", "pixtral"])
+def test_attention_is_that_of_a_full_forward_pass(family):
+    """In Gemma 3 image tokens see each other, which later layers show; Pixtral has line breaks among them."""
+    study, heads, seen = study_of(tiny(family)), [(0, 0), (1, 1), (2, 1)], {}
+    vlm, items = study.vlm, [pair.clean for pair in study.pairs]
+    found = head_attention.attention(vlm, study.clean, heads, components.position(study, "last"))
+    batch = oracle.inputs(vlm, [item.scene.image(vlm.grid.canvas) for item in items], [item.question for item in items])
+    readers = [(layer.self_attn, "after", head_attention._reader(seen, k)) for k, layer in enumerate(vlm.layers)]
+    with head_attention.weights_returned(vlm.language), hooks(*readers):
+        oracle.forward(vlm, batch)
+    image = (batch["input_ids"] == vlm.language.image_id).numpy()
+    for k, (layer, head) in enumerate(heads):
+        own = [weights[shown] for weights, shown in zip(seen[layer][:, head, -1], image, strict=True)]
+        assert np.abs(found[:, k] - np.stack(own)).max() < EXACT
+
+
+@pytest.mark.parametrize("family", ["reference", "qwen2-vl", "gemma-3"])
+def test_a_head_is_cut_off_from_the_picture_and_nothing_else(family):
     """Attention to the picture is 0 after the cut in that head alone; no cut changes nothing."""
+    small = study_of(tiny(family))
     vlm, position = small.vlm, components.position(small, "last")
     heads = [(0, 0), (0, 1), (2, 3)]
     weights = head_attention.attention(vlm, small.clean, heads, position)

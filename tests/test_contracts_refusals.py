@@ -9,7 +9,7 @@ from PIL import Image
 from test_contracts_loading import QUESTIONS, canvas, folder  # noqa: F401 (folder: a fixture)
 from tiny import tiny
 
-from lib.engine import oracle
+from lib.engine.certificate import certificate
 from lib.engine.vlm import load
 from lib.errors import UserError
 from lib.patching.edits import Along, Amplification, amplify
@@ -119,9 +119,9 @@ def test_lists_that_do_not_belong_together(vlm):
             call()
 
 
-def test_a_planted_model_has_no_oracle():
+def test_a_planted_model_has_no_certificate():
     with pytest.raises(UserError, match="image_attention of its own"):
-        oracle.check(tiny("reference", dual={"image_attention": "self"}))
+        certificate(tiny("reference", dual={"image_attention": "self"}))
 
 
 def test_questions_that_cannot_be_asked(vlm):

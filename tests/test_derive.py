@@ -108,7 +108,7 @@ def test_models_without_a_written_record(model_type, added, own_input, fast, tex
     assert len(answers) == 4 and answers["probability"].between(0, 1).all()
 
 
-def test_a_patch_takes_every_road():
+def test_a_patch_takes_later_inputs_with_it():
     """Half of the picture at any slot: both halves together are the other run, one half is neither."""
     vlm = small("qwen3_vl")
     prompt, tokens = vlm.tokens(QUESTIONS[:1]), vlm.encode(pictures(vlm))

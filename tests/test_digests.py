@@ -1,12 +1,19 @@
 """Rewording makes nothing stale; a line of arithmetic makes exactly those notebooks stale that reach it."""
 
+import json
 import shutil
+import subprocess
+import sys
 
 import nbformat
 import pytest
 
 from lib import places
-from lib.artifact import digests
+from lib.artifact import digests, staleness
+from lib.artifact.notebooks import load_notebook
+from lib.engine import embedded
+from lib.engine.checkpoints import shipped
+from lib.engine.families import written
 
 NOTEBOOKS = sorted(places.NOTEBOOKS.glob("[0-9]*.ipynb"))
 
@@ -17,13 +24,13 @@ def copy(tmp_path):
     return shutil.copytree(places.LIB, tmp_path / "lib", ignore=shutil.ignore_patterns("__pycache__"))
 
 
-def codes(folder):
-    """By notebook, the modules it reaches and their digests."""
+def codes(folder, derived=True):
+    """By notebook, the modules it reaches and their digests; derived: for a model whose record is derived."""
     found = {}
     for path in NOTEBOOKS:
         cells = nbformat.read(path, as_version=4).cells
         sources = [c.source for c in cells if c.cell_type == "code" and not digests.sets_up(c)]
-        found[path.stem] = digests.code(sources, folder)
+        found[path.stem] = digests.code(sources, folder, derived)
     return found
 
 
@@ -57,6 +64,39 @@ def test_what_runs_and_shows_notebooks_is_reached_by_none(copy):
     assert {"lib.engine.vlm", "lib.stimuli.scenes", "data/objects", "lib", "lib.artifact.ledger"} <= reached
     outside = {"lib.run", "lib.artifact.record", "lib.artifact.readme", "lib.artifact.seeds", "lib.artifact.colab"}
     assert not outside & reached and not any(name.startswith("lib.reference") for name in reached)
+
+
+@pytest.mark.parametrize("file", ["engine/derived/derive.py", "engine/certificate.py"])
+def test_the_derivation_counts_where_a_record_is_derived(copy, file):
+    derived, embedded_models = codes(copy), codes(copy, derived=False)
+    (copy / file).open("a").write("\nEXTRA = 1 + 1\n")
+    after = codes(copy)
+    assert after and all(after[name] != derived[name] for name in after)
+    assert codes(copy, derived=False) == embedded_models
+    module = f"lib.{file.removesuffix('.py').replace('/', '.')}"
+    (copy / "engine/encoder.py").open("a").write(f"\nimport {module}\n")  # now every model needs it
+    assert all(module in modules for modules in codes(copy, derived=False).values())
+
+
+def test_only_runs_of_embedded_models_leave_the_derivation_out():
+    notebook = load_notebook(NOTEBOOKS[0])
+    digest = {derived: staleness.code_digest(notebook.code, derived) for derived in (True, False)}
+    assert digest[True] != digest[False]
+    for name in ("reference", "joint-seed1", "mine", "qwen2-vl-2b"):
+        made = staleness.made_from(notebook, name, "weights", places.MODELS)
+        assert made["code"] == digest[name in ("mine", "qwen2-vl-2b")], name
+
+
+def test_embedded_models_are_loaded_without_the_derivation():
+    families = {}
+    for name, folder in shipped().items():
+        config = json.loads((folder / "config.json").read_text())
+        families[name] = written(config["model_type"], config["vision_config"]["model_type"])
+    assert all(families[name] for name in families if embedded.recipe(name))
+    load = "import sys; from lib.engine import vlm; vlm.load('reference', device='cpu'); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", load], capture_output=True, text=True, check=True).stdout.split()
+    assert "lib.engine.vlm" in loaded
+    assert not [name for name in loaded if name.startswith(("lib.engine.derived", *digests.DERIVING["lib.engine.vlm"]))]
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,11 @@
 """Surveys that stop when there are enough failures, weighted samples of them, and what was found with what power."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from tiny import tiny
 
 from lib.analysis import enhancement, enhancement_samples, statistics
@@ -53,6 +56,36 @@ def test_weights_of_a_sample_add_up_to_the_whole():
     assert again.groupby(keys)["weight"].sum().tolist() == pytest.approx(whole.groupby(keys).size().tolist())
     assert not enhancement_samples.sample(whole, failures=5, right=0)["correct"].any()
     assert part.index.is_monotonic_increasing and part.index.is_unique
+
+
+def on_tokens(asked, values):
+    """The run of items with other image tokens: [picture, token] for each axis, in a dimension of its own."""
+    images = torch.zeros_like(asked.run.images)
+    for k, each in enumerate(values):
+        images[..., k] = torch.as_tensor(each).to(images)
+    return replace(asked, run=replace(asked.run, images=images))
+
+
+def test_a_code_of_place_fails_where_order_and_place_disagree_and_a_code_of_order_does_not(vlm):
+    items = {
+        item.key: item for item in draw(vlm, n=120)(0)
+    }  # one item of each picture, or order would contradict itself
+    asked = enhancement.item_run(vlm, list(items.values()))
+    width, side = asked.run.images.shape[-1], vlm.grid.side
+    directions = {axis: torch.zeros(2, width) for axis in ("horizontal", "vertical")}
+    directions["horizontal"][1, 0] = directions["vertical"][1, 1] = 1.0
+    nothing = on_tokens(asked, [])
+    tokens = np.arange(side**2)
+    place = on_tokens(asked, [tokens % side - (side - 1) / 2, tokens // side - (side - 1) / 2])
+    ordered = np.zeros((len(asked.run.images), side**2))
+    for item, picture in zip(asked.items, asked.picture, strict=True):
+        for end, sign in zip(enhancement.end_tokens(item, vlm.grid), (-1, 1), strict=True):
+            ordered[picture, end] = sign
+    for code, in_conflict in ((place, 0), (on_tokens(asked, [ordered, ordered]), 1)):
+        read = enhancement_samples.order_or_place(code, directions, nothing)
+        assert set(read["axis"]) == set(directions) and 0 < read["conflict"].mean() < 1
+        assert (read.loc[read["conflict"], "as_order"] == in_conflict).all()
+        assert (read.loc[~read["conflict"], "as_order"] == 1).all()
 
 
 def test_a_sampled_run_carries_its_weights_into_every_table(vlm):

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+import test_architectures as architectures
 from tiny import BLIND, tiny
 
 from lib import places
@@ -69,11 +70,54 @@ def test_backbone_only_goes_by_token_places_alone():
     [
         ({"O": (0.8, 0.9), "S": (0, 0.1), "B": (0.1, 0.2), "P": (0, 0)}, "O"),
         ({"O": (0.4, 0.6), "S": (0, 0.1), "B": (0.3, 0.5), "P": (0, 0)}, "several"),
+        ({"O": (0.4, 0.6), "S": (0, 0.1), "B": (0.1, 0.2), "P": (0, 0)}, "O in part"),
         ({"O": (0, 0.1), "S": (0, 0.1), "B": (0.0, 0.2), "P": (0, 0)}, "none"),
     ],
 )
 def test_the_winner(values, said):
     assert fingerprint.winner(values) == said
+
+
+def test_winners_over_slots_are_told_in_runs():
+    """B until slot 1, O and B at slot 2, nothing from slot 3."""
+    by_slot = [{5: 0.9}, {5: 0.8}, {1: 0.5, 5: 0.4}, {}, {}]
+    rows = [("vertical", slot, edit, 12, own.get(edit, 0.0)) for slot, own in enumerate(by_slot)
+            for edit in fingerprint.RIVALS.values()]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["orientation", "slot", "edit", "n", "effect"])
+    table = table.assign(low=table["effect"] - 0.05, high=table["effect"] + 0.05)
+    (said,) = fingerprint.slots_in_words(table)
+    assert said == (
+        "above-below, n = 12 pairs: scene code in the background (B) at slots 0 to 1; several sources at slot 2; "
+        "none of the four sources at slots 3 to 4"
+    )
+    table.loc[(table["slot"] == 0), ["low", "high"]] = [[0, 0.1], [0, 0.1], [0, 0.1], [0.9, 1]]  # O, S, B, P
+    assert "patches (P) at slot 0;" in fingerprint.slots_in_words(table, fingerprint.NAMES_INSIDE)[0]
+
+
+def test_strips_are_held_against_random_tokens_of_the_same_number():
+    rows = [("strips", 44, 0.5), ("strips", 88, 0.01), ("strips", 132, 1.0)]
+    rows += [("random", 20, 0.0), ("random", 44, 0.1), ("random", 88, 0.02), ("random", 132, 1.0)]
+    table = pd.DataFrame(rows, columns=["region", "tokens", "effect"]).assign(orientation="horizontal")
+    table = table.assign(low=table["effect"] - 0.02, high=table["effect"] + 0.02)
+    (said,) = fingerprint.dose_in_words(table)
+    assert "44 tokens 0.50 [0.48, 0.52] against 0.10 [0.08, 0.12] (intervals apart)" in said
+    assert "88 tokens 0.01 [-0.01, 0.03] against 0.02 [0.00, 0.04] (neither moves the answer)" in said
+    assert "132" not in said and "20 tokens" not in said
+
+
+def test_the_share_of_the_first_round_cannot_tell_strips_from_objects_or_scenes():
+    said = fingerprint.predicted_shares()
+    assert said["O"]["strips"] == said["S"]["strips"] == "1" and said["P"] == {"objects": "0", "strips": "0"}
+    assert said["S"]["objects"] == "0" and said["B"]["objects"] == "neither" and said["B"]["strips"] != "0"
+
+
+def test_the_share_of_the_first_round_is_0_where_token_places_decide():
+    model = vlm.load("backbone_only")
+    study = studies.study(model, pairs.mirrored_pairs("squares", model.grid, n=2))
+    found = fingerprint.old_shares(fingerprint.sweep(study, (1, 2, 7, 8)))
+    assert len(found) == 4 and (found["reading"] == "divided").all()
+    assert found["value"].abs().max() < 0.02 and found["within"].min() > 0.98
+    assert fingerprint.share_reading(0.1, 0.1) == "neither" and fingerprint.share_reading(0.8, 0.9) == "both"
 
 
 def test_lead_is_the_distance_to_the_strongest_rival(trained):
@@ -115,8 +159,20 @@ def test_calibration_holds_planted_models_to_their_row():
     table = pd.DataFrame(rows, columns=["model", "orientation", "centred", "rival", "n", "value"])
     table = table.assign(low=table["value"], high=table["value"])
     assert calibration.calibration(table)["holds"].all()
+    assert "In backbone_only the construction fixes" in calibration.calibrated(calibration.calibration(table))
     table.loc[table["rival"] == "B", "high"] = 0.4
     assert "misses what was built in" in calibration.calibrated(calibration.calibration(table))
+
+
+def test_what_split_must_show_holds_whatever_its_weights(tmp_path):
+    """Left-right no S and no P, above-below P alone: so it is in a random model of this construction."""
+    model = vlm.load(str(architectures.saved(architectures.small("siglip_llama", planted="split"), tmp_path)))
+    study = studies.study(model, pairs.mirrored_pairs("squares", model.grid, n=1))
+    table = fingerprint.rival_table(fingerprint.sweep(study, fingerprint.RIVALS.values())).assign(model="split")
+    found = calibration.calibration(table)
+    assert len(found) == 6 and found["holds"].all() and (found["check"] == "plumbing").all()
+    swapped = table.assign(orientation=table["orientation"].map({"horizontal": "vertical", "vertical": "horizontal"}))
+    assert not calibration.calibration(swapped)["holds"].all()
 
 
 def test_an_independent_script_gives_the_same_effects():

@@ -7,6 +7,7 @@ import torch
 from lib.artifact import forecast
 from lib.artifact.forecast import GIB, Memory
 from lib.artifact.notebooks import choose_notebooks
+from lib.engine.batching import budget
 from lib.engine.checkpoints import shipped
 from lib.places import NOTEBOOKS
 
@@ -17,23 +18,21 @@ def test_sizes_come_from_the_configuration():
     size = forecast.size_of(str(shipped()["reference"]))
     stored = (shipped()["reference"] / "model.safetensors").stat().st_size
     assert stored / 4.1 < size.weights < stored  # one to four bytes a weight
-    assert size.layers > 0 and size.encoder_layers > 0 and size.per_slot > 0
+    assert size.layers > 0 and size.encoder_layers > 0
 
 
-def test_states_inside_the_encoder_grow_with_the_pairs_of_notebook_02():
-    size = forecast.Size(weights=10, layers=4, encoder_layers=3, per_slot=100)
-    books = choose_notebooks(["02"], NOTEBOOKS)
-    pairs = books[0].parameters["pairs_elsewhere"]
-    room = forecast.memory(size, books, torch.float32, CPU)
-    assert room.encoder == 2 * 4 * pairs * 4 * 100 * 4 and room.weights == 40
-    assert forecast.memory(size, choose_notebooks(["03"], NOTEBOOKS), torch.float32, CPU).encoder == 0
+def test_memory_is_that_of_the_weights_and_of_the_budget_of_a_batch(monkeypatch):
+    size = forecast.Size(weights=10, layers=4, encoder_layers=3)
+    room = forecast.memory(size, torch.bfloat16, CPU)
+    assert (room.weights, room.batch) == (20, budget(CPU)) and room.batch < room.free
+    monkeypatch.setattr(forecast, "free_on_the_host", lambda: 100)
+    assert not forecast.memory(size, torch.bfloat16, CPU).fits
 
 
 def test_what_does_not_fit_is_said():
-    room = Memory(weights=2 * GIB, batch=GIB, encoder=GIB, free=8 * GIB)
+    room = Memory(weights=2 * GIB, batch=GIB, free=3 * GIB)
     assert forecast.misfits(room) == []
-    assert "pairs_elsewhere" in forecast.misfits(replace(room, free=3 * GIB))[0]
-    assert "smaller model" in forecast.misfits(replace(room, free=2 * GIB))[0]
+    assert "smaller model" in forecast.misfits(replace(room, free=3 * GIB - 1))[0]
 
 
 def test_times_scale_the_published_ones():

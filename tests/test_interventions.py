@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from tiny import tiny
 
+from lib import parts
 from lib.engine.tensors import put
 from lib.errors import UserError
 from lib.patching.edits import Interchange, amplify, ordering_ablation, swap
@@ -159,12 +160,13 @@ def test_states_of_question_tokens_and_chosen_slots(vlm, run, ids):
 
 
 @pytest.mark.parametrize("which", ["last", "tokens", "encoder", "amplify", "knockout"])
-def test_an_interrupted_sweep_goes_on(which, vlm, run, ids, pictures, monkeypatch):
+def test_an_interrupted_sweep_goes_on(which, vlm, run, ids, pictures, monkeypatch, tmp_path):
     monkeypatch.setattr(vlm.language, "batch_size", lambda tokens: 1)  # one picture at a time
-    saved: list = []
+    monkeypatch.setattr(parts, "SHORT", 0)
+    written, left = [], [2]  # names of the files; how many more may be written
 
-    def sweep(**options):
-        options = dict(progress=False, **options)
+    def sweep():
+        options = {"progress": False}
         if which == "last":
             return last_token_sweep(vlm, run, run.rows([4, 3, 2, 1, 0]), ids, ROLES, **options)
         if which == "tokens":
@@ -176,21 +178,24 @@ def test_an_interrupted_sweep_goes_on(which, vlm, run, ids, pictures, monkeypatc
             return amplification_sweep(vlm, run, {"d": directions}, [1.0, 2.0], ids, ROLES, **options)
         return knockout_sweep(vlm, run, {"left": LEFT, "one": LEFT[:1]}, ids, ROLES, **options)
 
-    def killed(part):
-        saved.append(part)
-        if len(saved) == 2:
-            raise KeyboardInterrupt
+    write = parts.files.write_bytes
 
-    with pytest.raises(KeyboardInterrupt):
-        sweep(save=killed)
-    done = pd.concat(saved)
-    assert 0 < done["pair"].nunique() < 5
-    rest: list = []
-    resumed, whole = sweep(done=done, save=rest.append), sweep()
-    assert not set(pd.concat(rest)["pair"]) & set(done["pair"])
-    pd.testing.assert_frame_equal(resumed, whole, atol=1e-5)
-    again = sweep(done=whole, save=lambda part: pytest.fail("nothing was left to do"))
-    pd.testing.assert_frame_equal(again, whole)
+    def killed(path, content):
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        written.append(path.name)
+        return write(path, content)
+
+    monkeypatch.setattr(parts.files, "write_bytes", killed)
+    with pytest.raises(KeyboardInterrupt), parts.kept_in(tmp_path / "parts", "key"):
+        sweep()
+    assert len(set(written)) == 2
+    left[0] = 100
+    with parts.kept_in(tmp_path / "parts", "key"):
+        resumed = sweep()
+    assert len(written) == len(set(written)) > 3  # no batch is written twice
+    pd.testing.assert_frame_equal(resumed, sweep(), check_exact=True)
 
 
 def test_batches_do_not_matter(vlm, run, ids, monkeypatch):

@@ -1,4 +1,4 @@
-"""Figures of notebooks 01, 03 and 04 drawn from small tables: every row of a table is on the page, where it belongs."""
+"""Figures of notebooks 01, 03, 04 and 05 from small tables: every row of a table is on the page, where it belongs."""
 
 from itertools import product
 
@@ -8,7 +8,14 @@ import pandas as pd
 import pytest
 from matplotlib.collections import LineCollection
 
-from lib.artifact import background_figures, behaviour_figures, figures, probe_figures
+from lib.artifact import (
+    background_figures,
+    behaviour_figures,
+    component_figures,
+    enhancement_figures,
+    figures,
+    probe_figures,
+)
 from lib.stimuli import grids, questions, token_sets
 
 GRID = grids.GRIDS["reference"]
@@ -79,6 +86,15 @@ def test_strip_scores_stand_above_agreements():
         assert [tick.get_text() for tick in column[1].get_xticklabels()] == ["order", "random"]
 
 
+@pytest.mark.parametrize(("score", "top"), [(0.2, 0.4), (0.5, 0.55), (0.99, 1.03)])
+def test_ranges_of_strip_scores_end_where_the_values_do(score, top):
+    rows = table("score", setting=questions.SETTINGS, probe=["order"], line=list(figures.AXES.values()))
+    rows = rows.assign(score=score, low=score, high=score, agreement=1.0, agreement_low=1.0, agreement_high=1.0)
+    axes = np.array(background_figures.strip_scores(rows).axes).reshape(2, 3)
+    assert all(axis.get_ylim()[1] == pytest.approx(top) for axis in axes[0])
+    assert all(axis.get_ylim()[1] == pytest.approx(1.03) for axis in axes[1])
+
+
 def test_shuffled_readings_are_ticks_beside_those_they_belong_to():
     named = [*background_figures.READINGS, "canvas_shuffled", "line_shuffled"]
     rows = table(
@@ -109,6 +125,56 @@ def test_doses_are_drawn_for_the_named_regions_only():
             assert heights(axis, label) == rows.loc[rows["region"] == region, column].tolist()
         assert list(axis.get_xticks()) == [0, 1, 4]
     assert labels(figure) == list(names.values())
+
+
+def test_the_two_controls_of_the_dose_differ_in_grey():
+    rows = table("effect", region=["random", "random_alone"], tokens=[0, 1, 4])
+    rows = rows.assign(flipped=rows["effect"], flipped_low=0.1, flipped_high=0.9)
+    for axis in background_figures.dose(rows, {"random": "a", "random_alone": "b"}).axes:
+        first, second = (line for line in axis.lines if line.get_label() in "ab")
+        assert first.get_marker() != second.get_marker() and first.get_linestyle() != second.get_linestyle()
+
+
+def components(effect: float) -> pd.DataFrame:
+    """Two layers of two heads and whole outputs, for both designs; one effect is larger than the others."""
+    cells = pd.DataFrame({"head": [0, 1, -1, -1], "site": ["head 0", "head 1", "attention", "mlp"]})
+    shown = pd.DataFrame(component_figures.PANELS, columns=["title", "design", "toward", "token", "value"])
+    rows = shown.drop(columns=["title", "value"]).drop_duplicates().merge(cells, how="cross")
+    rows = rows.merge(pd.DataFrame({"layer": [0, 1]}), how="cross")
+    rows = rows.assign(scale="logit", n=8, effect=0.1, direct=0.005, beyond_null=rows["head"] != 1)
+    rows.loc[0, "effect"] = effect
+    return rows
+
+
+@pytest.mark.parametrize(("effect", "extends"), [(0.99, "neither"), (1.4, "both")])
+def test_colours_of_components_reach_from_minus_one_to_one(effect, extends):
+    figure = component_figures.heat_maps(components(effect))
+    panels = figure.axes[: len(component_figures.PANELS)]
+    assert all(panel.images[0].get_clim() == (-1, 1) for panel in panels)
+    assert panels[-1].images[0].colorbar.extend == extends
+    assert panels[0].images[0].get_array()[0, 0] == effect
+
+
+def test_components_within_the_null_are_hatched_and_have_no_number():
+    figure = component_figures.heat_maps(components(0.9))
+    for panel, (*_, value) in zip(figure.axes, component_figures.PANELS, strict=False):
+        hidden = 8 if value == "direct" else 2  # all direct effects are below .01; head 1 of both layers is the null
+        assert len(panel.patches) == hidden and len(panel.texts) == 8 - hidden
+
+
+def test_levels_of_random_sets_cross_only_rows_that_are_matched_in_size():
+    names = ["order", "added", "slot 2"]
+    scores = pd.DataFrame({"repaired": [0.3, 0.2, 0.1], "broken": [0.1, 0.2, 0.3]}, index=names)
+    for column in ("repaired", "broken"):
+        scores[f"{column}_low"], scores[f"{column}_high"] = scores[column] - 0.05, scores[column] + 0.05
+    chance = pd.DataFrame({"repaired": [0.2, 0.4], "broken": [0.1, 0.1]})
+    (axis,) = enhancement_figures.shares(scores, names, chance, names[:2]).axes
+    lines = {line.get_label(): line.get_segments() for line in axis.collections if "mean" in line.get_label()}
+    for column, height in (("repaired", 0.3), ("broken", 0.1)):
+        (line,) = lines[f"{column}, mean of the random sets"]
+        assert np.allclose(line, [[height, -0.5], [height, 1.5]])
+    with pytest.raises(ValueError, match="must come first"):
+        enhancement_figures.shares(scores, names, chance, ["slot 2"])
 
 
 def test_probes_over_slots_show_both_tasks_with_and_without_order():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lib.analysis import ladder, position_schemes, studies
-from lib.engine import positions
+from lib.engine import positions, vlm
 from lib.errors import UserError
 from lib.stimuli.grids import ORIENTATIONS
 from lib.stimuli.pairs import mirrored_pairs
@@ -61,6 +61,18 @@ def test_other_positions_leave_the_model_as_it_is(small):
     again = replace(small).baselines["probability"]
     assert (small.baselines["probability"] == again).all()
     assert (small.baselines["probability"] - other).abs().max() > 1e-6
+
+
+def test_image_tokens_that_see_each_other_have_no_order_but_their_positions():
+    """gemma models: at one position, tokens in another order give the same answers; at their own they do not."""
+    model = vlm.load("gemma_joint")
+    plain = studies.study(model, mirrored_pairs("squares", model.grid, n=1))
+    apart = []
+    for scheme in ("shared", "own"):
+        at = position_schemes.under(plain, scheme)
+        mixed = position_schemes.in_random_order(at)
+        apart.append((at.baselines["probability"] - mixed.baselines["probability"]).abs().max())
+    assert apart[0] < 1e-4 < 1e-2 < apart[1]
 
 
 def test_table_of_all_schemes(reference):

@@ -68,3 +68,40 @@ def test_a_table_with_other_columns_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(places, "DATA", tmp_path)
     with pytest.raises(UserError, match="must have the columns"):
         published_counts.read("counts", published_counts.COUNTS)
+
+
+def embedded(model, horizontal, vertical, neither=0.0):
+    """An embedded model with these accuracies after the ablation, give or take .05."""
+    rows = [
+        (model, "squares", axis, 1.0, 32, value, value - 0.05, value + 0.05, neither)
+        for axis, value in (("horizontal", horizontal), ("vertical", vertical))
+    ]
+    columns = ["model", "setting", "orientation", "intact", "total", "accuracy", "low", "high", "names_neither"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+@pytest.mark.parametrize(
+    ("model", "compared", "said"),
+    [
+        (embedded("qwen_style", 0.7, 0.5), ["alike", "alike"], "as it would be if the scheme decided"),
+        (embedded("qwen_style", 0.5, 0.9), ["differs", "differs"], "the scheme alone does not decide"),
+        (embedded("qwen_style", 0.7, 0.56), ["alike", "undecided"], "no answer about the schemes"),
+        (embedded("gemma_style-seed1", 0.0, 0.0, 0.9), ["not readable"] * 2, "no answer about the schemes"),
+        (
+            embedded("pixtral_style", 0.9, 0.9),
+            ["not readable"] * 2,
+            "no answer about the schemes",
+        ),  # nor the checkpoint
+    ],
+)
+def test_embedded_models_are_held_against_the_checkpoint_of_their_scheme(model, compared, said):
+    found = published_counts.beside_checkpoints(pd.concat([model, embedded("reference", 1.0, 1.0)]))
+    assert set(found["model"]) == set(model["model"])  # reference has the scheme of none of them
+    assert found["compared"].tolist() == compared
+    *lines, verdict = published_counts.schemes_in_words(found)
+    assert len(lines) == 1 and "n = 32 questions" in lines[0] and said in verdict
+
+
+def test_without_embedded_models_there_is_no_answer_about_schemes():
+    found = published_counts.beside_checkpoints(embedded("reference", 1.0, 1.0))
+    assert found.empty and published_counts.schemes_in_words(found)[-1].startswith("No embedded model")

@@ -9,7 +9,7 @@ from lib import places
 from lib.artifact import manifests, renewal
 from lib.artifact.manifests import Run
 from lib.artifact.notebooks import load_notebook
-from lib.artifact.staleness import made_from, why_stale
+from lib.artifact.staleness import TEXT, made_from, why_stale
 from lib.engine.checkpoints import find_model
 
 TABLE = "tables/t.csv"
@@ -49,12 +49,10 @@ def filed(tmp_path):
 def test_a_page_gets_new_text_and_keeps_its_outputs(filed, tmp_path):
     before, edited = manifests.read(filed), source(tmp_path, text="after")
     parameters = {"seed": 7}
-    assert "notebook changed since" in why_stale(filed, edited, parameters, places.MODELS)
-    assert renewal.text_only(filed, edited, places.MODELS)
+    assert why_stale(filed, edited, parameters, places.MODELS) == TEXT
+    assert why_stale(filed, edited, {"seed": 8}, places.MODELS) == "it was run with other parameters"
     renewal.copy(filed, filed, edited)
-    assert not why_stale(filed, edited, parameters, places.MODELS) and not renewal.text_only(
-        filed, edited, places.MODELS
-    )
+    assert not why_stale(filed, edited, parameters, places.MODELS)
     page, after = nbformat.read(filed.executed, as_version=4), manifests.read(filed)
     assert [cell.id for cell in page.cells] == ["m", "p", "injected-parameters-0", "c"]
     assert "after" in page.cells[0].source and page.cells[3].outputs[0].text == "7\n"
@@ -63,12 +61,12 @@ def test_a_page_gets_new_text_and_keeps_its_outputs(filed, tmp_path):
 
 def test_code_that_changed_is_no_matter_of_text(filed, tmp_path):
     edited = source(tmp_path, text="after", code="x = seed + 1")
-    assert not renewal.text_only(filed, edited, places.MODELS)
+    assert why_stale(filed, edited, {"seed": 7}, places.MODELS) == "notebook changed since"
 
 
 def test_a_damaged_run_is_not_renewed(filed, tmp_path):
     (filed.folder / TABLE).write_text("a\n2\n")
-    assert not renewal.text_only(filed, source(tmp_path, text="after"), places.MODELS)
+    assert why_stale(filed, source(tmp_path, text="after"), {"seed": 7}, places.MODELS) == "notebook changed since"
 
 
 def test_a_run_is_put_into_another_record_with_the_text_of_today(filed, tmp_path):

@@ -57,6 +57,7 @@ def test_redundant_must_keep_its_answers_whichever_source_is_silenced():
         "none": "kept", "encoder": "kept", "backbone": "kept", "both": "lost"
     }  # fmt: skip
     assert set(found.loc[~found["holds"], "silenced"]) == {"both"}
-    assert "redundant, vertical, silenced both: 1.00 correct" in silencing.in_words(found)
+    said = silencing.in_words(found)
+    assert "redundant, vertical, silenced both: 1.00 correct, expected to be lost (0.00 name neither" in said
     unknown = silencing.against_planted(table.assign(model="strip_code"))
     assert unknown["holds"].all() and (unknown["expected"] == "").all()

@@ -95,6 +95,16 @@ def test_lines_are_all_orders_of_their_sets_and_slot_zero_is_the_embedding(refer
     assert not torch.allclose(states[0].x, states[2].x, atol=1e-2)
 
 
+def test_unseen_places_at_slot_zero_are_those_of_the_embeddings(reference):
+    lines = slot_probes.all_orders(reference, "squares", "vertical", sets=3)
+    by_slot = slot_probes.unseen_places_by_slot(reference, lines)
+    assert sorted(by_slot["slot"].unique()) == list(range(len(reference.layers)))
+    first = by_slot[by_slot["slot"] == 0].drop(columns="slot").reset_index(drop=True)
+    pd.testing.assert_frame_equal(first, slot_probes.unseen_places(reference, lines))
+    changed = by_slot.groupby("slot")["correct"].mean()
+    assert changed.nunique() > 1, "the backbone changes what is read"
+
+
 def test_order_readable_counts_sets_entities_and_places(reference):
     lines = [slot_probes.all_orders(reference, "squares", o, 6) for o in ORIENTATIONS]
     parts = [

@@ -11,14 +11,17 @@ ZERO, ONE = (-0.15, 0.15), (0.85, np.inf)  # where the whole interval of a plant
 NOTHING = {"O": ZERO, "S": ZERO, "B": ZERO, "P": ZERO}
 # By model and axis. Rivals that are not named may take any value: of `redundant`, none is, because who wins in it is
 # measured, not planted; what must hold there is in silencing.py. Identities: the construction alone makes the effect
-# what it is, so that agreement checks the code, not the method.
+# what it is, whatever the weights, so that agreement checks the code, not the method. `split` is one of them: in its
+# backbone the tokens of a row can change places without effect (left-right: S and P are 0), and its encoder gives the
+# mirror picture of a vertical line as the same tokens in other rows (above-below: O, S and B are 0, P is 1). What it
+# shows is that an effect of one axis is not read on the other.
 PLANTED = {
     "vision_only": ({"P": ZERO, "S": ZERO}, {"P": ZERO, "S": ZERO}),
     "backbone_only": (NOTHING | {"P": ONE}, NOTHING | {"P": ONE}),
-    "split": ({"P": ZERO}, NOTHING | {"P": ONE}),
+    "split": ({"P": ZERO, "S": ZERO}, NOTHING | {"P": ONE}),
     "strip_code": (NOTHING | {"S": ONE}, NOTHING | {"S": ONE}),
 }
-IDENTITIES = ("vision_only", "backbone_only")
+IDENTITIES = ("vision_only", "backbone_only", "split")
 
 
 def expected(model: str) -> pd.DataFrame:
@@ -63,6 +66,7 @@ def calibrated(table: pd.DataFrame) -> str:
     if not found:
         return "No planted model with a known row is available here: the fingerprint is not calibrated."
     text = f"The fingerprint finds what was built into {', '.join(found)}."
-    if not (table["check"] == "method").any():
-        text += " In these models the construction fixes the effects, so this checks the code rather than the method."
+    fixed = [name for name in found if name in IDENTITIES]
+    if fixed:
+        text += f" In {', '.join(fixed)} the construction fixes these effects: that checks the code, not the method."
     return text + (f" Not available here: {', '.join(missing)}." if missing else "")

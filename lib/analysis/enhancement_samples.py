@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 import pandas as pd
+import torch
 
 from lib.analysis import enhancement, statistics
 from lib.analysis.enhancement import ItemRun
@@ -92,6 +93,36 @@ def words(item: Item | SideItem) -> str:
     if isinstance(item, SideItem):
         return f"{item.subject} {PHRASE[item.relation]} {item.reference}"
     return f"{item.question} {item.answer}"
+
+
+# --- order, or place on the canvas -----------------------------------------------------------------------------
+
+
+def order_or_place(asked: ItemRun, directions: enhancement.Directions, learned: ItemRun) -> pd.DataFrame:
+    """Is each object read by its order within the item, or by the half of the picture in which it stands?
+
+    An object counts as read as last if its mean embedding lies, along directions (last minus first), beyond the
+    midpoint of the objects of `learned`, the items from which they were learned. One row per object that does not stand
+    on the middle of its axis: axis, scene, weight, conflict (the first object stands in the farther half, or the last
+    in the nearer), as_order (1 where it is read as its order, 0 where as the opposite). A code of order alone gives
+    as_order 1 in conflict, a code of place alone 0.
+    """
+    side, grids = asked.vlm.grid.side, {"horizontal": np.mod, "vertical": np.floor_divide}
+    centre, parts = enhancement.object_means(learned), []
+    for axis in np.unique(asked.axis):
+        along = directions[axis].cpu().float()
+        midpoint = centre[torch.as_tensor(learned.axis == axis)].mean((0, 1))
+        own = np.flatnonzero(asked.axis == axis)
+        read = ((enhancement.object_means(asked)[own] - midpoint) @ (along[1] - along[0]) > 0).numpy()
+        ends = [enhancement.end_tokens(asked.items[k], asked.vlm.grid) for k in own]
+        far = np.array([[grids[axis](tokens, side).mean() - (side - 1) / 2 for tokens in both] for both in ends])
+        last = np.array([False, True])
+        columns = {"conflict": (far > 0) != last, "as_order": (read == last).astype(float), "far": far}
+        weight = np.ones(len(asked)) if asked.weight is None else asked.weight
+        rows = pd.DataFrame({name: values.ravel() for name, values in columns.items()})
+        rows = rows.assign(axis=axis, scene=np.repeat(asked.scene[own], 2), weight=np.repeat(weight[own], 2))
+        parts.append(rows[rows["far"] != 0].drop(columns="far"))
+    return pd.concat(parts, ignore_index=True)
 
 
 # --- what is found, axis by axis --------------------------------------------------------------------------------

@@ -51,6 +51,9 @@ RIVAL_NAMES = {
     "B": "scene code in the background",
     "P": "token place, backbone",
 }
+# Inside the encoder an edit moves patches, and P is what the encoder (or the backbone) makes of where patches stand.
+NAMES_INSIDE = RIVAL_NAMES | {"P": "place of the patches"}
+AXIS = {"horizontal": "left-right", "vertical": "above-below"}
 LOOSE = "S + B"  # the paper read loosely: order in the background, whatever its form
 CHECKS = {"6 - (O + S + P)": (6, "OSP"), "7 - (S + P)": (7, "SP")}  # 0 where effects add up
 
@@ -257,15 +260,24 @@ def lead(table: pd.DataFrame, rival: str = "S", slot: int = 0, seed: int = 0) ->
 
 
 def winner(values: dict[str, tuple[float, float]]) -> str:
-    """Which source the answer follows: a rival, or `several`, or `none`.
+    """Which source the answer follows: a rival, a rival `in part`, or `several`, or `none`.
 
     values: rival -> (low, high). A rival decides where its interval lies above 1/2 and above those of all others;
-    several: intervals of two or more reach above 1/4; none: no interval does.
+    else, those whose interval reaches above 1/4 count: several of them, one (in part), or none.
     """
     for rival, (low, _) in values.items():
         if low > 0.5 and all(low > high for other, (_, high) in values.items() if other != rival):
             return rival
-    return "several" if any(high > 0.25 for _, high in values.values()) else "none"
+    reach = [rival for rival, (_, high) in values.items() if high > 0.25]
+    return "several" if len(reach) > 1 else f"{reach[0]} in part" if reach else "none"
+
+
+def source_in_words(said: str, names: dict[str, str] = RIVAL_NAMES) -> str:
+    """What `winner` says, for a sentence."""
+    rival, _, part = said.partition(" ")
+    if rival in RIVALS:
+        return f"{names[rival]} ({rival})" + (", in part" if part else "")
+    return {"several": "several sources", "none": "none of the four sources"}[said]
 
 
 def in_words(rivals: pd.DataFrame) -> list[str]:
@@ -276,16 +288,36 @@ def in_words(rivals: pd.DataFrame) -> list[str]:
     lines = []
     for (orientation, centred), cell in rivals.groupby(["orientation", "centred"], sort=False):
         own = cell[cell["rival"].isin([*RIVALS, LOOSE])].set_index("rival")
-        said = winner({rival: (row.low, row.high) for rival, row in own.loc[list(RIVALS)].iterrows()})
-        source = {"several": "several sources", "none": "none of the four sources"}.get(said)
-        source = source or f"{RIVAL_NAMES[said]} ({said})"
+        source = source_in_words(winner({rival: (x.low, x.high) for rival, x in own.loc[list(RIVALS)].iterrows()}))
         values = ", ".join(
             f"{rival} {statistics.in_figures(row.value, row.low, row.high)}" for rival, row in own.iterrows()
         )
-        axis = {"horizontal": "left-right", "vertical": "above-below"}[orientation]
-        where = f"{axis}, {'centred' if centred else 'shifted'} lines, n = {int(own['n'].iloc[0])} pairs"
+        where = f"{AXIS[orientation]}, {'centred' if centred else 'shifted'} lines, n = {int(own['n'].iloc[0])} pairs"
         lines.append(f"{where}: the answer follows {source}: {values}")
     return lines
+
+
+def slots_in_words(table: pd.DataFrame, names: dict[str, str] = RIVAL_NAMES) -> list[str]:
+    """One line per axis: which source decides at which slots (see `winner`).
+
+    table: `effect_table` over slots; names: `NAMES_INSIDE` for slots of the encoder.
+    """
+    rivals, lines = {edit: rival for rival, edit in RIVALS.items()}, []
+    for orientation, cell in table.groupby("orientation", sort=False):
+        said: list[tuple[str, list[int]]] = []
+        for slot, own in cell[cell["edit"].isin(rivals)].groupby("slot"):
+            here = winner({rivals[row.edit]: (row.low, row.high) for row in own.itertuples()})
+            if said and said[-1][0] == here:
+                said[-1][1].append(int(slot))
+            else:
+                said.append((here, [int(slot)]))
+        parts = [f"{source_in_words(name, names)} at {_span(slots)}" for name, slots in said]
+        lines.append(f"{AXIS[orientation]}, n = {int(cell['n'].iloc[0])} pairs: {'; '.join(parts)}")
+    return lines
+
+
+def _span(slots: Sequence[int]) -> str:
+    return f"slot {slots[0]}" if len(slots) == 1 else f"slots {slots[0]} to {slots[-1]}"
 
 
 # --- dose -----------------------------------------------------------------------------------------------------
@@ -317,3 +349,75 @@ def dose_table(table: pd.DataFrame, line: LineTokens, seed: int = 0) -> pd.DataF
     named = named.assign(region=named["edit"].str.split().str[0], tokens=named["edit"].str.split().str[1].astype(int))
     out = pd.concat([named, whole.assign(region="random"), whole.assign(region="strips")])
     return out.drop(columns="edit").sort_values([*GROUP, "region", "tokens"], ignore_index=True)
+
+
+NOTHING = 0.05  # two effects below it are not compared
+
+
+def dose_in_words(table: pd.DataFrame) -> list[str]:
+    """One line per axis: whole strips beside random background tokens of the same number; table: `dose_table`."""
+    lines = []
+    for orientation, cell in table.groupby("orientation", sort=False):
+        own = cell.set_index(["region", "tokens"])
+        parts = []
+        for tokens in own.loc["strips"].index[:-1]:  # the last one is all background, in both curves
+            strips, random = own.loc[("strips", tokens)], own.loc[("random", tokens)]
+            apart = strips["low"] > random["high"] or random["low"] > strips["high"]
+            said = "intervals apart" if apart else "intervals overlap"
+            if max(strips["high"], random["high"]) < NOTHING:
+                said = "neither moves the answer"
+            values = " against ".join(statistics.in_figures(x["effect"], x["low"], x["high"]) for x in (strips, random))
+            parts.append(f"{tokens} tokens {values} ({said})")
+        lines.append(f"{AXIS[orientation]}, strips against random tokens: {'; '.join(parts)}")
+    return lines
+
+
+# --- the number of the first round ----------------------------------------------------------------------------
+
+OLD_SHARE = {"objects": (1, 7), "strips": (2, 8)}  # a region crossed with the mirror picture, moved within its own
+SMALL, LARGE = 0.25, 0.75  # together below SMALL, or each above LARGE, two effects are not divided
+
+
+def share_reading(crossed: float, within: float) -> str:
+    """`divided` where the share means something; `neither` where the two effects are small together, `both` where
+    either of them turns the answer."""
+    if not crossed + within >= SMALL:
+        return "neither"
+    return "both" if min(crossed, within) > LARGE else "divided"
+
+
+def old_shares(table: pd.DataFrame, slot: int = 0, seed: int = 0) -> pd.DataFrame:
+    """The headline of the first round, kept for comparison: setting, orientation, centred, region, n, crossed, within,
+    reading, value, low, high.
+
+    value: the "embeddings' share", effect of crossing a region over that plus the effect of moving it within the
+    picture; NaN unless `share_reading` says divided. docs/HISTORY.md says what it cannot tell apart. table: a sweep
+    with edits 1, 2, 7 and 8.
+    """
+    rows = []
+    for key, cell in table.groupby(GROUP, sort=False):
+        wide = moved_at(cell, slot)
+        for region, edits in OLD_SHARE.items():
+            crossed, within = (wide[edit] for edit in edits)
+            effect = [x.mean() / wide["between"].mean() for x in (crossed, within)]
+            reading = share_reading(*effect)
+            x = statistics.Estimate(np.nan, np.nan, np.nan, len(wide))
+            if reading == "divided":
+                x = statistics.ratio(crossed, crossed + within, seed=seed)
+            rows.append((*key, region, x.n, *effect, reading, x.value, x.low, x.high))
+    columns = [*GROUP, "region", "n", "crossed", "within", "reading", "value", "low", "high"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def predicted_shares() -> dict[str, dict[str, str]]:
+    """Rival -> region -> what the share of the first round is if that rival alone decides: a number or a reading."""
+    out: dict[str, dict[str, str]] = {}
+    for rival, row in PREDICTED.items():
+        for region, (crossed, within) in OLD_SHARE.items():
+            if row[crossed] is None:
+                said = "1 or neither"  # grows with tokens, against 0
+            else:
+                reading = share_reading(row[crossed], row[within])
+                said = f"{row[crossed] / (row[crossed] + row[within]):.0f}" if reading == "divided" else reading
+            out.setdefault(rival, {})[region] = said
+    return out

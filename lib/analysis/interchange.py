@@ -71,7 +71,12 @@ def in_place(study: Study, part: str) -> Interchange:
     return Interchange(sets, sets)
 
 
-DOSES = {"object": {}, "background_strip": {"objects": False}, "random": {"scattered": True}}  # of `partial_strips`
+DOSES = {  # options of `partial_strips`
+    "object": {},
+    "background_strip": {"objects": False},
+    "random": {"scattered": True},
+    "random_alone": {"objects": False, "scattered": True},
+}
 
 
 def dose_edits(study: Study, counts: Sequence[int], draws: int, seed: int = 0) -> dict[str, Interchange]:

@@ -13,11 +13,18 @@ import pandas as pd
 
 from lib import places
 from lib.analysis import statistics
+from lib.analysis.position_schemes import NAMED
 from lib.errors import UserError
 from lib.stimuli.questions import ORIENTATION
 
 FLOOR = 0.5
 COMPETENT = 0.9  # intact accuracy below which an accuracy after the ablation says nothing
+LEFT = "order is left"
+ALIKE = {  # checkpoint -> embedded models of its class of transformers, and so with its position scheme
+    "qwen2-vl-7b": ("qwen_style", "qwen_joint"),
+    "gemma-3-4b": ("gemma_style", "gemma_joint"),
+    "pixtral-12b": ("pixtral_style", "pixtral_joint"),
+}
 COUNTS = ("model", "setting", "direction", "condition", "correct", "total", "source", "accessed")
 PROBES = ("model", "setting", "orientation", "test_accuracy", "source", "accessed")
 
@@ -62,7 +69,7 @@ def reading(intact: float, low: float, high: float) -> str:
     if not intact >= COMPETENT:
         return "not readable"  # it did not do the task before
     if low > FLOOR:
-        return "order is left"
+        return LEFT
     return "below the floor" if high < FLOOR else "no order is shown to be left"
 
 
@@ -77,3 +84,79 @@ def after_ablation(table: pd.DataFrame | None = None) -> pd.DataFrame:
     intact = table[table["condition"] == "intact"].set_index(keys)["accuracy"].rename("intact")
     out = table[table["condition"] == "ablated"].drop(columns="condition").join(intact, on=keys)
     return out.assign(reading=[reading(*row) for row in zip(out["intact"], out["low"], out["high"], strict=True)])
+
+
+# --- does the position scheme predict the axis? ----------------------------------------------------------------
+
+
+def embedded_reading(row: dict) -> str:
+    """`reading` of an embedded model; not readable, too, where most ablated answers name neither candidate."""
+    return "not readable" if row["names_neither"] > 1 - NAMED else reading(row["intact"], row["low"], row["high"])
+
+
+def beside_checkpoints(embedded: pd.DataFrame, setting: str = "squares") -> pd.DataFrame:
+    """Embedded models beside the checkpoint with their position scheme, axis by axis.
+
+    embedded: model, setting, orientation, intact, accuracy, low, high, names_neither after the ablation
+    (`mechanisms.mechanism`), further training seeds as NAME-seed<k>. Columns checkpoint, model, orientation, theirs,
+    own (readings), total, accuracy, low, high (of the embedded model), compared: alike (order is left in both or in
+    neither), differs (in one only, and the intervals lie apart), undecided (in one only, but the intervals overlap), or
+    not readable (one of the two).
+    """
+    counted = after_ablation().set_index(["model", "setting", "orientation"])
+    recipe = embedded["model"].str.split("-seed").str[0]
+    rows = []
+    for checkpoint, names in ALIKE.items():
+        for row in embedded[recipe.isin(names) & (embedded["setting"] == setting)].to_dict("records"):
+            theirs = counted.loc[(checkpoint, setting, row["orientation"])]
+            own, values = embedded_reading(row), [row[key] for key in ("total", "accuracy", "low", "high")]
+            key = (checkpoint, row["model"], row["orientation"], theirs["reading"], own)
+            rows.append((*key, *values, _compared(theirs, row, own)))
+    head = ["checkpoint", "model", "orientation", "theirs", "own", "total", "accuracy", "low", "high", "compared"]
+    return pd.DataFrame(rows, columns=head)
+
+
+def _compared(theirs, row, own: str) -> str:
+    if "not readable" in (theirs["reading"], own):
+        return "not readable"
+    if (theirs["reading"] == LEFT) == (own == LEFT):
+        return "alike"
+    return "differs" if row["low"] > theirs["high"] or theirs["low"] > row["high"] else "undecided"
+
+
+def schemes_in_words(table: pd.DataFrame) -> list[str]:
+    """One line per embedded model, and what they say together; table: `beside_checkpoints`."""
+    axes, lines = {"horizontal": "left-right", "vertical": "above-below"}, []
+    for (checkpoint, model), cell in table.groupby(["checkpoint", "model"], sort=False):
+        parts = [
+            f"{axes[x.orientation]} {statistics.in_figures(x.accuracy, x.low, x.high)}, {x.own}"
+            + (f", {checkpoint}: {x.theirs} ({x.compared})" if x.compared != "not readable" else "")
+            for x in cell.itertuples()
+        ]
+        lines.append(f"{model}, scheme of {checkpoint}, n = {cell['total'].iloc[0]} questions: {'; '.join(parts)}")
+    return [*lines, scheme_verdict(table)]
+
+
+def scheme_verdict(table: pd.DataFrame) -> str:
+    """Whether the axes that keep order are those of the checkpoint with the same scheme, in a sentence or two."""
+    said = table.groupby("model", sort=False)["compared"].agg(set)
+    differ = [name for name, own in said.items() if "differs" in own]
+    alike = [name for name, own in said.items() if own == {"alike"}]
+    unclear = [name for name in said.index if name not in (*differ, *alike)]
+    if differ:
+        text = (
+            f"{', '.join(differ)}: where both can be read, order is not left on the same axes as in the checkpoint "
+            "with the same scheme, so the scheme alone does not decide the axis (training, data and size differ, too)."
+        )
+    elif alike:
+        text = (
+            f"{', '.join(alike)}: order is left on the same axes as in the checkpoint with the same scheme, as it "
+            "would be if the scheme decided; so few trainings cannot tell that from chance."
+        )
+    else:
+        text = "No embedded model can be compared with the checkpoint of its scheme: no answer about the schemes."
+    if differ and alike:
+        text += f" On the same axes: {', '.join(alike)}."
+    if unclear:
+        text += f" Cannot be compared on one axis or both (not readable, or undecided): {', '.join(unclear)}."
+    return text

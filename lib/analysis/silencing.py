@@ -32,7 +32,10 @@ from lib.stimuli.pairs import mirrored_pairs
 # What is silenced: the encoder, the backbone.
 CONDITIONS = {"none": (False, False), "encoder": (True, False), "backbone": (False, True), "both": (True, True)}
 # What a planted model must keep its answers under, for left-right and for above-below; under all else of `CONDITIONS`
-# but "none" it must lose them. `strip_code` is not here: random order parts objects from the background around them.
+# but "none" it must lose them. `vision_only` and `backbone_only` cannot do otherwise: what is silenced is the half that
+# is blind. `redundant` was trained for it. `split` was not: it never met tokens in random order, so that answers it
+# loses by naming neither candidate say that it is confused, not that it took the order from the silenced half.
+# `strip_code` is not here: random order parts objects from the background around them.
 MUST_KEEP = {
     "vision_only": (("backbone",), ("backbone",)),
     "backbone_only": (("encoder",), ("encoder",)),
@@ -104,7 +107,8 @@ def in_words(table: pd.DataFrame) -> str:
     if wrong.empty:
         return f"Silencing shows what was built into {names}."
     cases = "; ".join(
-        f"{x.model}, {x.orientation}, silenced {x.silenced}: {x.correct:.2f} correct, expected to be {x.expected}"
+        f"{x.model}, {x.orientation}, silenced {x.silenced}: {x.correct:.2f} correct, expected to be {x.expected} "
+        f"({x.names_neither:.2f} name neither candidate)"
         for x in wrong.itertuples()
     )
     return f"Silencing does not show what was built in: {cases}."

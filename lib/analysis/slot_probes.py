@@ -105,13 +105,26 @@ def unseen_places(vlm: VLM, lines: LineImages) -> pd.DataFrame:
     place on the canvas disagree. The sets are those of training: nothing but the place is new.
     """
     probe = probes.train(lines.objects.x, lines.objects.place, 3, "logistic")
+    moved = moved_lines(vlm, lines)
+    return pd.concat([with_sets([probes.score(probe, each.objects)], each.sets) for each in moved], ignore_index=True)
+
+
+def unseen_places_by_slot(vlm: VLM, lines: LineImages) -> pd.DataFrame:
+    """`unseen_places` at the slots 0..L-1 of the backbone, with a probe of its own at each: columns as there, slot."""
+    elsewhere, parts = [(each.sets, object_states(vlm, each)) for each in moved_lines(vlm, lines)], []
+    for slot, objects in object_states(vlm, lines).items():
+        probe = probes.train(objects.x, objects.place, 3, "logistic")
+        found = [with_sets([probes.score(probe, states[slot])], sets) for sets, states in elsewhere]
+        parts += [rows.assign(slot=slot) for rows in found]
+    return pd.concat(parts, ignore_index=True)
+
+
+def moved_lines(vlm: VLM, lines: LineImages) -> list[LineImages]:
+    """The same lines at either end of the canvas, their entities one token closer together."""
     gap = max(lines.grid.gap - 1, 0)
     spare = (lines.grid.side - 3 * lines.grid.entity - 2 * gap) // 2
-    parts = []
-    for along in (-spare, spare):
-        moved = LineImages.of(vlm, lines.setting, lines.triples, lines.orientation, gap, along)
-        parts.append(with_sets([probes.score(probe, moved.objects)], moved.sets))
-    return pd.concat(parts, ignore_index=True)
+    setting, triples, axis = lines.setting, lines.triples, lines.orientation
+    return [LineImages.of(vlm, setting, triples, axis, gap, along) for along in (-spare, spare)]
 
 
 # --- relation -------------------------------------------------------------------------------------------------

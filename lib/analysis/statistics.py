@@ -40,8 +40,10 @@ class Estimate:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] (n = {self.n}{more})"
 
 
-def in_figures(value: float, low: float, high: float) -> str:
-    """A number and its interval in two digits, never -0.00."""
+def in_figures(value: float | None, low: float | None, high: float | None) -> str:
+    """A number and its interval in two digits, never -0.00; a dash where there was nothing to measure."""
+    if pd.isna(value):
+        return "-"
     value, low, high = (f"{round(x, 2) + 0.0:.2f}" for x in (value, low, high))
     return f"{value} [{low}, {high}]"
 

@@ -16,6 +16,7 @@ from lib.stimuli.token_sets import Tokens
 PLACES = ("first", "middle", "last")
 PROBES = ("order", "logistic", "held-out", "shuffled", "random", "other axis", "no objects")
 READINGS = ("canvas", "line", "neither")
+DOSE_LOOKS = {"random_alone": "shuffled"}  # a second control, in the look of one
 
 
 def place_maps(table: pd.DataFrame, outlined: Mapping[str, Tokens], grid: Grid, height: float = 1.15):
@@ -58,21 +59,23 @@ def profiles(table: pd.DataFrame):
 
 def strip_scores(table: pd.DataFrame):
     """Strip score and agreement of the order probe beside its controls, a column of panels per setting; returns the
-    figure.
+    figure. The range of each row ends where its values do.
 
     table: `background.score_rows` on one kind of background with columns setting, line (the axis, in readers' words)
     and probe (PROBES, in the order of the rows).
     """
     lines = list(figures.AXES.values())
-    figure, axes = figures.panels(2, 3, height=2.1, sharex=True, sharey=True)
+    figure, axes = figures.panels(2, 3, height=2.1, sharex=True, sharey="row")
     for (upper, lower), setting in zip(axes.T, questions.SETTINGS, strict=True):
         part = table[table["setting"] == setting]
         figures.dots(upper, part, "probe", "score", "line", lines)
         part = part.drop(columns=["low", "high"]).rename(columns={"agreement_low": "low", "agreement_high": "high"})
         figures.dots(lower, part, "probe", "agreement", "line", lines)
         figures.level(lower, 1 / 3, "")
-        upper.set(title=setting, ylim=(0, 1), xlim=(-0.5, table["probe"].nunique() + 0.8))
+        upper.set(title=setting, xlim=(-0.5, table["probe"].nunique() - 0.5))
         lower.tick_params(axis="x", rotation=50)
+    for row, highest in zip(axes, table[["high", "agreement_high"]].max(), strict=True):
+        row[0].set_ylim(-0.02, np.clip(1.1 * highest, 0.4, 1.03))  # small scores would lie flat on a range up to 1
     axes[0, 0].set_ylabel("strip score")
     axes[1, 0].set_ylabel("agreement")
     figures.legend_below(figure, axes[0, 0])
@@ -120,9 +123,10 @@ def dose(table: pd.DataFrame, names: Mapping[str, str]):
     figure, axes = figures.panels(1, 2, height=2.5, sharex=True, sharey=True)
     for region, label in names.items():
         part = table[table["region"] == region]
-        figures.curve_with_band(axes[0], part, "tokens", "effect", region, label)
+        role = DOSE_LOOKS.get(region, region)
+        figures.curve_with_band(axes[0], part, "tokens", "effect", role, label)
         part = part.drop(columns=["low", "high"]).rename(columns={"flipped_low": "low", "flipped_high": "high"})
-        figures.curve_with_band(axes[1], part, "tokens", "flipped", region, label)
+        figures.curve_with_band(axes[1], part, "tokens", "flipped", role, label)
     counts = sorted(table["tokens"].unique())
     for axis, label in zip(axes, ("effect (clean 0,\ncounterfactual 1)", "share of answers flipped"), strict=True):
         axis.set(xscale="symlog", ylim=(-0.05, 1.05), ylabel=label, xlabel="background tokens per strip (k)")

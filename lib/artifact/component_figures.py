@@ -43,7 +43,8 @@ def heat_maps(table: pd.DataFrame):
     for axis in axes[:, 0]:
         axis.set_ylabel("layer")
     axes[1, 1].set_xlabel("head; att., MLP: the layer's whole attention and MLP output")
-    figure.colorbar(image, ax=axes, shrink=0.6, extend="both", label="share of the way to that answer (logits)")
+    beyond = "both" if table[["effect", "direct"]].abs().max(axis=None) > 1.05 else "neither"
+    figure.colorbar(image, ax=axes, shrink=0.6, extend=beyond, label="share of the way to that answer (logits)")
     null = Patch(facecolor=PALE, edgecolor=HATCH, hatch="////", label="within the 95 % band of the null, or below .01")
     figure.legend(handles=[null], loc="outside lower center")
     return figure
@@ -54,14 +55,14 @@ def _heat_map(axis, rows: pd.DataFrame, column: str):
     rows = rows.assign(column=rows["head"].where(rows["head"] >= 0, rows["head"].max() + 1 + (rows["site"] == "mlp")))
     values, beyond = (rows.pivot(index="layer", columns="column", values=v).to_numpy() for v in (column, "beyond_null"))
     shown = np.abs(values) >= 0.01 if column == "direct" else beyond.astype(bool)
-    image = axis.imshow(values, vmin=-0.6, vmax=0.6, cmap="RdBu_r", aspect="auto")
+    image = axis.imshow(values, vmin=-1, vmax=1, cmap="RdBu_r", aspect="auto")
     count = values.shape[1]
     for (layer, k), value in np.ndenumerate(values):
         if not shown[layer, k]:
             cell = {"facecolor": PALE, "edgecolor": HATCH, "hatch": "////", "linewidth": 0}
             axis.add_patch(Rectangle((k - 0.5, layer - 0.5), 1, 1, **cell))
         elif count <= MOST_NUMBERS:
-            colour = "white" if abs(value) > 0.4 else "black"
+            colour = "white" if abs(value) > 0.6 else "black"
             text = f"{value:.2f}".replace("0.", ".", 1)
             axis.text(k, layer, text, ha="center", va="center", fontsize=6, color=colour)
     axis.axvline(count - 2.5, color="black", linewidth=0.8)

@@ -4,6 +4,9 @@ The code of a notebook is its own cells and the modules of lib that it reaches b
 functions, with what those import in turn. A module counts by its syntax tree without docstrings, comments and
 positions; a notebook by the text of its cells, because its page shows them, without cells tagged `colab`, which set
 up a machine. The pictures in data/objects/ count where the code reaches the module that reads them.
+
+What can be reached depends on the model: `lib.engine.vlm.load` derives a record, and certifies it, only for a model
+of a family that has none written. Embedded models have one, so that their runs leave out what only those imports reach.
 """
 
 import ast
@@ -19,14 +22,16 @@ from lib.files import files_digest
 
 SET_UP = "colab"  # tag of cells that only set up a machine
 PICTURES = "lib.stimuli.object_pictures"  # the module that reads data/objects/
+DERIVING = {"lib.engine.vlm": ("lib.engine.derived.reading", "lib.engine.certificate")}  # imports of a derived record
 
 
-def code(sources: Iterable[str], folder: Path = places.LIB) -> dict[str, str]:
+def code(sources: Iterable[str], folder: Path = places.LIB, derived: bool = True) -> dict[str, str]:
     """The modules that code cells reach, by name, each with the digest of its syntax tree.
 
-    folder: the folder of lib. data/objects/ is listed as a module of that name.
+    folder: the folder of lib. derived: whether the model's record may be derived; False for a model of a family whose
+    record is written. data/objects/ is listed as a module of that name.
     """
-    modules = reached(sources, folder)
+    modules = reached(sources, folder, derived)
     digests = {name: tree_digest(path.read_text("utf-8")) for name, path in sorted(modules.items())}
     if PICTURES in modules:
         digests["data/objects"] = files_digest({path.name: path for path in places.OBJECTS.glob("*.png")})[:16]
@@ -43,8 +48,11 @@ def sets_up(cell) -> bool:
     return SET_UP in cell.metadata.get("tags", [])
 
 
-def reached(sources: Iterable[str], folder: Path = places.LIB) -> dict[str, Path]:
-    """Name and file of every module of lib that these sources import, and that those import, and so on."""
+def reached(sources: Iterable[str], folder: Path = places.LIB, derived: bool = True) -> dict[str, Path]:
+    """Name and file of every module of lib that these sources import, and that those import, and so on.
+
+    derived: follow the imports that only the derivation of a record needs (`DERIVING`), too.
+    """
     found: dict[str, Path] = {}
     waiting = [name for source in sources for name in imports(source)]
     while waiting:
@@ -54,7 +62,9 @@ def reached(sources: Iterable[str], folder: Path = places.LIB) -> dict[str, Path
             continue
         found[name] = path
         package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-        waiting += [name.rpartition(".")[0], *imports(path.read_text("utf-8"), package)]
+        unused = () if derived else DERIVING.get(name, ())
+        names = [each for each in imports(path.read_text("utf-8"), package) if not each.startswith(unused)]
+        waiting += [name.rpartition(".")[0], *names]
     return found
 
 

@@ -18,7 +18,6 @@ from lib.stimuli.grids import Grid
 
 RIVAL_COLOURS = {"O": "#E69F00", "S": "#0072B2", "B": "#009E73", "P": "#D55E00"}
 RIVAL_MARKERS = {"O": "s", "S": "D", "B": "o", "P": "^"}
-RIVAL_LEGEND = {rival: f"{rival}: {name}" for rival, name in fingerprint.RIVAL_NAMES.items()}
 FROM_OTHER, FROM_OWN = "#CC79A7", "#E69F00"  # where an edit takes its vectors: the mirrored picture, the picture itself
 
 
@@ -85,7 +84,7 @@ def rivals(table: pd.DataFrame):
         ax.set_xticks(range(len(kinds)), labels, fontsize=7)
         ax.set(title=named, ylim=(-0.15, 1.15))
     axes[0].set_ylabel("effect at slot 0")
-    figures.legend_below(figure, axes[0], 2, **RIVAL_LEGEND)
+    figures.legend_below(figure, axes[0], 2, **_legend_names())
     return figure
 
 
@@ -98,12 +97,20 @@ def models(table: pd.DataFrame):
     for ax, (axis, named) in zip(axes, AXES.items(), strict=True):
         own = table[table["orientation"] == axis]
         _rival_dots(ax, places, [own[own["model"] == name] for name in names])
-        pairs = " or ".join(map(str, sorted(own["n"].unique())))
-        ax.set(title=f"{named} (n = {pairs} pairs a model)", ylim=(-0.15, 1.15), ylabel="effect at slot 0")
+        ax.set(title=_with_pairs(named, own, " a model"), ylim=(-0.15, 1.15), ylabel="effect at slot 0")
     axes[1].set_xticks(places, names, rotation=35, ha="right", fontsize=7)
     _over_planted(axes[0], names, places)
-    figures.legend_below(figure, axes[0], 2, **RIVAL_LEGEND)
+    figures.legend_below(figure, axes[0], 2, **_legend_names())
     return figure
+
+
+def _with_pairs(title: str, table: pd.DataFrame, of: str = "") -> str:
+    """A panel's title with the number of pairs behind its points."""
+    return f"{title} (n = {' or '.join(map(str, sorted(table['n'].unique(), reverse=True)))} pairs{of})"
+
+
+def _legend_names(names: dict[str, str] = fingerprint.RIVAL_NAMES) -> dict[str, str]:
+    return {rival: f"{rival}: {name}" for rival, name in names.items()}
 
 
 def _apart(names: list[str], group: Sequence[object]) -> list[float]:
@@ -151,8 +158,9 @@ def _rival_dots(ax, places: Iterable[float], groups: Iterable[pd.DataFrame]) -> 
         figures.level(ax, height, "")
 
 
-def slots(table: pd.DataFrame, last: str = "", xlabel: str = "slot"):
-    """Each rival's own edit over slots, a panel per axis; last: a name for the last slot. Returns the figure."""
+def slots(table: pd.DataFrame, last: str = "", xlabel: str = "slot", names: dict[str, str] = fingerprint.RIVAL_NAMES):
+    """Each rival's own edit over slots, a panel per axis; last: a name for the last slot; names: of the rivals. Returns
+    the figure."""
     figure, axes = figures.panels(1, 2, height=2.3, sharey=True)
     for ax, (axis, named) in zip(axes, AXES.items(), strict=True):
         for rival, edit in fingerprint.RIVALS.items():
@@ -161,11 +169,16 @@ def slots(table: pd.DataFrame, last: str = "", xlabel: str = "slot"):
             ax.plot(own["slot"], own["effect"], **style)
             ax.fill_between(own["slot"], own["low"], own["high"], color=RIVAL_COLOURS[rival], alpha=0.18, linewidth=0)
         ticks = sorted(table["slot"].unique())
-        ax.set(title=named, xlabel=xlabel, ylim=(-0.15, 1.15), xticks=ticks)
+        ax.set(
+            title=_with_pairs(named, table[table["orientation"] == axis]),
+            xlabel=xlabel,
+            ylim=(-0.15, 1.15),
+            xticks=ticks,
+        )
         if last:
             ax.set_xticklabels([*map(str, ticks[:-1]), last])
     axes[0].set_ylabel("effect")
-    figures.legend_below(figure, axes[0], 2, **RIVAL_LEGEND)
+    figures.legend_below(figure, axes[0], 2, **_legend_names(names))
     return figure
 
 
@@ -177,7 +190,8 @@ def dose(table: pd.DataFrame):
         for region, role, label in (("random", "random", "random tokens"), ("strips", "strip", "whole strips")):
             own = table[(table["orientation"] == axis) & (table["region"] == region)]
             figures.curve_with_band(ax, own, "tokens", "effect", role, label)
-        ax.set(title=named, xlabel="background tokens from the mirror picture", ylim=(-0.15, 1.15))
+        here = table[table["orientation"] == axis]
+        ax.set(title=_with_pairs(named, here), xlabel="background tokens from the mirror picture", ylim=(-0.15, 1.15))
     axes[0].set_ylabel("effect at slot 0")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure
@@ -196,7 +210,7 @@ def steps(table: pd.DataFrame):
                 style = {"color": look.colour, "marker": look.marker, "linestyle": line, "elinewidth": 1}
                 x = np.arange(len(rows)) + 0.06 * (number - 1)
                 ax.errorbar(x, rows["value"], bars, label=f"{setting}: {what}", **style)
-        ax.set(title=named, ylim=(min(-0.35, table["low"].min() - 0.05), 1.15))
+        ax.set(title=_with_pairs(named, own), ylim=(min(-0.35, table["low"].min() - 0.05), 1.15))
         ax.set_xticks(range(len(ladder.STEPS)), [step.replace(" ", "\n") for step in ladder.STEPS])
     _named_level(axes, 0, "no\norder")
     axes[0].set_ylabel("order (-1..1), share (0..1)")
@@ -217,7 +231,7 @@ def positions(table: pd.DataFrame):
             x = [schemes.index(scheme) + shift for scheme in rows["scheme"]]
             if len(rows):
                 ax.errorbar(x, rows["value"], bars, label=label, elinewidth=1, **style)
-        ax.set(title=f"{named} (n = {own['n'][own['measure'] == 'named'].iloc[0]} pairs)", ylim=(-1.1, 1.15))
+        ax.set(title=_with_pairs(named, own[own["measure"] == "named"]), ylim=(-1.1, 1.15))
         ax.set_xticks(range(len(schemes)), schemes, rotation=35, ha="right")
     _named_level(axes, 0, "no\norder")
     axes[0].set_ylabel("order among the two (-1..1)")

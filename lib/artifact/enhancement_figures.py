@@ -63,11 +63,20 @@ def dose(scores: pd.DataFrame, null: pd.DataFrame):
     return figure
 
 
-def shares(scores: pd.DataFrame, names: Sequence[str], chance: pd.DataFrame | None = None, height: float = 3.2):
-    """Repaired and broken of several conditions, a row each, with intervals.
+def shares(
+    scores: pd.DataFrame,
+    names: Sequence[str],
+    chance: pd.DataFrame | None = None,
+    matched: Sequence[str] = (),
+    height: float = 3.2,
+):
+    """Repaired and broken of several conditions, a row each, with intervals; returns the figure.
 
-    scores: `enhancement.score`, index = condition. chance: that of random sets, whose means are drawn as lines.
+    scores: `enhancement.score`, index = condition. chance: that of random sets, whose means are drawn as lines across
+    the rows of `matched`, the first of `names`: those whose changes are as large as the random ones.
     """
+    if list(names[: len(matched)]) != list(matched):
+        raise ValueError("the conditions matched in size must come first")
     figure, axis = figures.panels(1, 1, height=height)
     cell = scores.loc[list(names)]
     for k, (name, line) in enumerate({"repaired": "-", "broken": "--"}.items()):
@@ -77,9 +86,10 @@ def shares(scores: pd.DataFrame, names: Sequence[str], chance: pd.DataFrame | No
         axis.errorbar(cell[name], positions, xerr=spread, **style)
         if chance is not None:
             drawn = {"color": look.colour, "linestyle": line, "linewidth": 0.9, "zorder": 0}
-            axis.axvline(chance[name].mean(), label=f"{name}, mean of the random sets", **drawn)
+            label = f"{name}, mean of the random sets"
+            axis.vlines(chance[name].mean(), -0.5, len(matched) - 0.5, label=label, **drawn)
     axis.set(xlabel="share of the failures (repaired), of the correct answers (broken)", xlim=(-0.02, None))
     axis.set_yticks(range(len(names)), names)
-    axis.invert_yaxis()
+    axis.set_ylim(len(names) - 0.5, -0.5)
     figure.legend(*axis.get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return figure

@@ -5,6 +5,8 @@ from collections import Counter
 
 import pandas as pd
 
+from lib import places
+from lib.analysis import position_schemes, published_counts
 from lib.analysis.fingerprint import RIVALS
 from lib.analysis.ladder import STEPS
 from lib.artifact import ledger, markdown, record
@@ -12,8 +14,7 @@ from lib.artifact.figures import AXES
 from lib.artifact.record import two_digits
 from lib.artifact.site.matrix import LETTERS
 from lib.engine.checkpoints import seeds
-from lib.engine.embedded import DEFAULT
-from lib.places import MODELS
+from lib.engine.embedded import DEFAULT, MODELS, PLANTED
 
 # The claims as the README says them: metric -> claim in plain words, and the rival that the metric tests.
 CLAIMS = {
@@ -111,7 +112,7 @@ def numbered(parts: list[str], first: int = 1) -> str:
 
 def more() -> str:
     """What else was found, for docs/RESULTS.md."""
-    return numbered([place_and_source(rivals()), positions(), strips_unused(), enhancement()], first=5)
+    return numbered([place_and_source(rivals()), positions(), strips_unused(), enhancement(), schemes()], first=5)
 
 
 def paper() -> str:
@@ -147,10 +148,26 @@ def seed_by_seed(table: pd.DataFrame) -> str:
 
 def place_and_source(table: pd.DataFrame) -> str:
     """What goes with the source that wins, over the trainings with a frozen encoder; table: `rivals`."""
-    kept = {name: place_readable(name) for name in (*seeds(DEFAULT).values(), "qwen_style", "pixtral_style")}
+    kept = {name: place_readable(name) for name in frozen(table)}
     scene = {name: table.loc[name, "B"].min() > 0.5 for name in kept}
-    low, high = ([value for name, value in kept.items() if scene[name] == where] for where in (True, False))
-    return f"- **Where the background wins, objects say little of their own place.** Over the {len(kept)} trainings with a frozen encoder the source that wins goes with how well row and column of an object can be read from its own tokens once the encoder is trained: R2 {two_digits(min(low))} to {two_digits(max(low))} where the background wins, {two_digits(min(high))} or more where the objects win. This was seen afterwards, and {len(kept)} models cannot show that it is the cause."
+    wins, loses = (pd.Series([x for name, x in kept.items() if scene[name] == where]) for where in (True, False))
+    over = f"Over the {len(kept)} trainings with a frozen encoder"
+    if wins.empty or loses.empty:
+        return f"- **Place in the objects' own tokens: no contrast.** {over} the background wins in {len(wins)}, so that nothing can be said about what goes with it."
+    if wins.max() < loses.min():
+        return f"- **Where the background wins, objects say little of their own place.** {over} the source that wins goes with how well row and column of an object can be read from its own tokens once the encoder is trained: R2 {span(wins)} where the background wins, {two_digits(loses.min())} or more where it does not. This was seen afterwards, and {len(kept)} models cannot show that it is the cause."
+    return f"- **How well objects say their own place does not settle which source wins.** {over}, row and column of an object can be read from its own tokens once the encoder is trained with R2 {span(wins)} where the background wins and {span(loses)} where it does not: the ranges overlap."
+
+
+def staged() -> list[str]:
+    """Models that are made in stages as the default one, with other position schemes."""
+    return [model.name for model in MODELS if model.purpose == "staged"]
+
+
+def frozen(table: pd.DataFrame) -> list[str]:
+    """The trainings with an encoder that was trained first and then frozen; table: `rivals`."""
+    measured = set(table.index.get_level_values(0))
+    return [name for name in (*seeds(DEFAULT).values(), *staged()) if name in measured]
 
 
 def span(values: pd.DataFrame | pd.Series) -> str:
@@ -159,7 +176,7 @@ def span(values: pd.DataFrame | pd.Series) -> str:
 
 def place_readable(name: str) -> float:
     """The lower R2 of row and column of an object, read from its tokens at the end of the encoder's training."""
-    entries = [json.loads(line) for line in (MODELS / name / "training.jsonl").read_text("utf-8").splitlines()]
+    entries = [json.loads(line) for line in (places.MODELS / name / "training.jsonl").read_text("utf-8").splitlines()]
     last = [entry for entry in entries if entry["stage"] == "encoder" and "row" in entry][-1]
     return min(last["row"], last["column"])
 
@@ -193,30 +210,60 @@ def strips_unused(model: str = "qwen_style") -> str:
 
 def enhancement() -> str:
     """C7 on every model that ran it: repaired failures beyond random directions, both axes together."""
-    said = []
+    said, verdicts = [], set()
     for name, own in record.compared().items():
         for row in own:
             if row["metric"] == "repaired_beyond_random" and not row.get("axis"):
+                verdicts.add(row["verdict"])
                 said.append(f"`{name}` {ledger.in_figures(row)} of {row['n']} failures, {row['verdict']}")
-    return f"- **Turning up order directions repairs no more than a random push.** Share of failures repaired along the exact probe's directions, minus that along random ones of equal size (C7, both axes together): {'; '.join(said)}."
+    head = (
+        "Turning up order directions repairs no more than a random push."
+        if verdicts == {"not reproduced"}
+        else "Does turning up order directions repair more than a random push?"
+    )
+    return f"- **{head}** Share of failures repaired along the exact probe's directions, minus that along random ones of equal size (C7, both axes together): {'; '.join(said)}."
 
 
 def positions() -> str:
     """What other positions of the image tokens do to the axis that survives the ablation, with the control that tells
     whether the route from token places still works under new numbers."""
-    said = []
-    for name in ("pixtral_style", "qwen_style"):
+    said, unread = [], []
+    for name in (name for name in staged() if name in record.models()):
         table = record.table(name, "figures/02-positions.csv")
-        table = table[(table["measure"] == "named") & (table["orientation"] == "vertical")]
-        left = table[table["step"] == STEPS[-1]].set_index("scheme")
+        table = table[(table["orientation"] == "vertical") & (table["step"] == STEPS[-1])]
+        left = table[table["measure"] == "named"].set_index("scheme")
+        neither = table[table["measure"] == "names_neither"].set_index("scheme")["value"]
+        if neither["own"] > 1 - position_schemes.NAMED or left.loc["own", "low"] <= 0:
+            unread.append(name)
+            continue
         own, dropped, control = (two_digits(left.loc[scheme, "value"]) for scheme in ("own", "columns", "rows"))
         holds = left.loc["rows", "low"] > 0.5
         what = "the loss is one of information" if holds else "the control falls, too, so that the loss may be damage"
         said.append(f"`{name}` {own}, {dropped}, control {control}: {what}")
+    rest = (
+        f" Nothing to follow in {', '.join(markdown.code(unread))}: no above-below order is shown to be left, or most answers name neither candidate."
+        if unread
+        else ""
+    )
     return (
         "- **Position numbers carry part of the axis that survives where the control holds.** The above-below order that the ablation leaves (1: all of it) under the backbone's own position numbers; with one number per column, "
-        f"which tells rows apart no more; and, as a control, with one number per row, as new to the model but telling rows apart (16 pairs each): {'; '.join(said)}."
+        f"which tells rows apart no more; and, as a control, with one number per row, as new to the model but telling rows apart (16 pairs each): {'; '.join(said)}.{rest}"
     )
+
+
+def schemes() -> str:
+    """Embedded models beside the published checkpoint with their position scheme, from the paper's own counts."""
+    table = record.table(DEFAULT, "figures/02-ablation.csv")
+    embedded = table[table["names_neither"].notna() & ~table["model"].isin(PLANTED)]
+    compared = published_counts.beside_checkpoints(embedded)
+    said = published_counts.scheme_verdict(compared)
+    differ = (compared["compared"] == "differs").any()
+    head = (
+        "The position scheme alone does not decide which axis survives."
+        if differ
+        else "Does the position scheme decide which axis survives?"
+    )
+    return f"- **{head}** The paper's counts on published checkpoints, per axis on Squares after its ablation, beside the embedded models of the same class ({' or '.join(map(str, sorted(compared['total'].unique())))} questions each): {said}"
 
 
 def sources() -> str:

@@ -8,9 +8,11 @@ part of a notebook's time (figures, statistics) does not grow with the model.
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -18,7 +20,7 @@ from lib import places
 from lib.artifact import manifests
 from lib.artifact.manifests import Run
 from lib.artifact.notebooks import Notebook
-from lib.engine.batching import free_memory
+from lib.engine.batching import budget, free_memory
 from lib.engine.checkpoints import Model, shipped
 from lib.engine.embedded import DEFAULT
 from lib.engine.loading import default_dtype
@@ -26,40 +28,29 @@ from lib.engine.vlm import VLM, load
 from lib.errors import UserError
 
 GIB = 2**30
-ENCODER_PAIRS = ("02", "pairs_elsewhere", 4)  # notebook, parameter and directions of the sweep inside the encoder
 QUESTION = "The color of the square to the left of the red square is"
 
 
 @dataclass(frozen=True)
 class Size:
-    """Numbers of weights and layers of a model, and the values in one picture's states inside its encoder."""
+    """Numbers of weights and layers of a model."""
 
     weights: int
     layers: int
     encoder_layers: int
-    per_slot: int
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes: weights, working memory of a batch, states inside the encoder that notebook 02 holds; and what is free."""
+    """Bytes: weights, working memory of a batch, which every sweep keeps to; and what is free."""
 
     weights: int
     batch: int
-    encoder: int
     free: int
 
     @property
-    def needed(self) -> int:
-        return self.weights + self.batch + self.encoder
-
-    @property
-    def loads(self) -> bool:
-        return self.weights + self.batch <= self.free
-
-    @property
     def fits(self) -> bool:
-        return self.needed <= self.free
+        return self.weights + self.batch <= self.free
 
 
 def size_of(source: str) -> Size:
@@ -75,29 +66,25 @@ def size_of(source: str) -> Size:
         raise UserError(f"{source}: no plan can be made, its configuration cannot be read ({first})") from error
     text, vision = getattr(config, "text_config", config), getattr(config, "vision_config", config)
     number = lambda part, *names: next((v for n in names if isinstance(v := getattr(part, n, None), int)), 0)  # noqa: E731
-    patch = number(vision, "patch_size") or 14
-    patches = (number(vision, "image_size") // patch) ** 2 or 576  # 24 x 24 where pictures of any size are taken
-    width = number(vision, "embed_dim") if config.model_type == "qwen2_vl" else number(vision, "hidden_size")
     return Size(
         sum(weight.numel() for weight in model.parameters()),
         number(text, "num_hidden_layers"),
         number(vision, "num_hidden_layers", "depth"),
-        min(patches, 4096) * width,
     )
 
 
-def memory(size: Size, notebooks: Sequence[Notebook], dtype: torch.dtype, device: torch.device) -> Memory:
+def memory(size: Size, dtype: torch.dtype, device: torch.device) -> Memory:
     """What a run needs at most, and what is free."""
-    number, name, directions = ENCODER_PAIRS
-    pairs = sum(notebook.parameters.get(name, 0) for notebook in notebooks if notebook.name.startswith(number))
-    encoder = 2 * directions * pairs * (size.encoder_layers + 1) * size.per_slot * dtype.itemsize
     free = free_memory(device) if device.type == "cuda" else free_on_the_host()
-    batch = free // 2 if device.type == "cuda" else GIB // 2  # the room that batching takes
-    return Memory(size.weights * dtype.itemsize, min(batch, 4 * GIB), encoder, free)
+    return Memory(size.weights * dtype.itemsize, min(budget(device), 4 * GIB), free)
 
 
 def free_on_the_host() -> int:
-    """Bytes of main memory that are free, or all of it where the system does not tell."""
+    """Bytes of main memory that can be had, files that the system keeps in it counted as free; all of it where the
+    system does not tell."""
+    table = Path("/proc/meminfo")
+    if table.exists() and (found := re.search(r"MemAvailable:\s+(\d+) kB", table.read_text(encoding="ascii"))):
+        return int(found[1]) * 1024
     pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
     return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
 
@@ -150,10 +137,10 @@ def plan(model: Model, notebooks: Sequence[Notebook]) -> str:
     """The whole forecast as text; the model is only loaded where it fits."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype, size = default_dtype(str(device)), size_of(model.source)
-    room = memory(size, notebooks, dtype, device)
+    room = memory(size, dtype, device)
     lines = [described(model.name, size, room), *misfits(room)]
     ratio, slots = None, 1.0
-    if room.loads and (os.path.isdir(model.source) or "@" in model.digest):
+    if room.fits and (os.path.isdir(model.source) or "@" in model.digest):
         own, reference = seconds_per_prompt(load(model.argument, str(device))), shipped()[DEFAULT]
         base = own if model.name == DEFAULT else seconds_per_prompt(load(DEFAULT, str(device)))
         ratio, slots = own / base, (size.layers + 1) / (size_of(str(reference)).layers + 1)
@@ -161,24 +148,21 @@ def plan(model: Model, notebooks: Sequence[Notebook]) -> str:
             f"time: a prompt takes {own * 1000:.0f} ms, {ratio:.3g} times as long as with {DEFAULT}. On a machine as "
             "fast as that of the published runs, if all slots cost one pass together, and if each costs one:"
         )
-    elif room.loads:
+    elif room.fits:
         lines.append("time: not known, the weights are not on this machine yet")
     return "\n".join([*lines, *(each.line() for each in times(notebooks, ratio, slots))])
 
 
 def described(name: str, size: Size, room: Memory) -> str:
-    weights, batch, encoder, free = (f"{x / GIB:.2f} GiB" for x in (room.weights, room.batch, room.encoder, room.free))
+    weights, batch, free = (f"{x / GIB:.2f} GiB" for x in (room.weights, room.batch, room.free))
     return (
         f"{name}: {size.weights / 1e6:,.1f} million weights, {size.layers} layers, {size.encoder_layers} in its "
-        f"encoder\nmemory: weights {weights}, a batch up to {batch}, states in the encoder (notebook 02) {encoder}; "
-        f"free {free}"
+        f"encoder\nmemory: weights {weights}, a batch up to {batch}; free {free}"
     )
 
 
 def misfits(room: Memory) -> list[str]:
     """What does not fit, and what to do about it."""
-    if not room.loads:
-        return ["does not fit: weights and a batch need more than is free; take a smaller model or a larger machine"]
-    if not room.fits:
-        return ["does not fit: the sweep inside the encoder; lower pairs_elsewhere with -p, or leave notebook 02 out"]
-    return []
+    if room.fits:
+        return []
+    return ["does not fit: weights and a batch need more than is free; take a smaller model or a larger machine"]

@@ -21,11 +21,11 @@ import numpy as np
 import pandas as pd
 
 from lib import files, places
+from lib.analysis import statistics
 from lib.analysis.statistics import Estimate
 from lib.artifact import storage
 from lib.errors import UserError
 
-AXES, LINES = ("left-right", "above-below"), ("centred", "shifted")
 FILE = "ledger.json"
 LEAST = 5  # units (pairs, entities, scenes): an interval from fewer says nothing
 NAMED = 0.5  # C5: share of answers after a step of the ladder that must name a candidate
@@ -152,8 +152,8 @@ def row(metric: str, estimate: Estimate, notebook: str, cell: str, named: float 
     """One ledger row, its verdict that of the digits that are filed.
 
     cell: the tag of the cell that made the value. named: the share of answers that name a candidate, for a metric whose
-    rule asks for it. where: `setting`, and `axis` and `lines` (centred or shifted) for a metric that has a row for each
-    (`AXES`, `LINES`).
+    rule asks for it. where: `setting`, and `axis` (left-right or above-below) and `lines` (centred or shifted) for a
+    metric that has a row for each.
     """
     value, low, high = (
         storage.significant(x) if np.isfinite(x) else None for x in (estimate.value, estimate.low, estimate.high)
@@ -184,11 +184,8 @@ def row(metric: str, estimate: Estimate, notebook: str, cell: str, named: float 
 
 
 def in_figures(row: dict) -> str:
-    """Value and interval of a row in two digits, never -0.00; a dash where there was nothing to measure."""
-    if row["value"] is None or pd.isna(row["value"]):
-        return "-"
-    value, low, high = (f"{round(row[key], 2) + 0.0:.2f}" for key in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
+    """Value and interval of a row for readers, see `statistics.in_figures`."""
+    return statistics.in_figures(row["value"], row["low"], row["high"])
 
 
 def of_other_draws(row: dict) -> str:

@@ -9,7 +9,9 @@ How a run takes its place: the notebook writes into a folder of its own in <reco
 results and manifest lie there whole, and one rename of that folder to <record>/<model>/.committed-<notebook>/ is the
 commit. Then the files are moved over the earlier ones, the manifest last. A kill before the rename leaves the earlier
 results untouched; a kill after it leaves a committed folder, and whoever reads the record next finishes the moves
-(`finish`), so that every reader sees the earlier run or the new one, whole.
+(`finish`), so that every reader sees the earlier run or the new one, whole. What a killed run had computed so far is
+kept apart, in <record>/.staged/<model>/<notebook>.parts/ (lib/parts.py), for the next run of the same code, weights and
+parameters.
 """
 
 import hashlib
@@ -59,6 +61,11 @@ class Run:
     @property
     def committed(self) -> Path:
         return self.folder / f"{COMMITTED}{self.notebook}"
+
+    @property
+    def parts(self) -> Path:
+        """Beside the staging folder: what a run that was killed had computed (lib/parts.py); no result."""
+        return self.root / STAGED / self.model / f"{self.notebook}.parts"
 
 
 # Reading
@@ -177,21 +184,28 @@ def staged(run: Run) -> Iterator[Path]:
 
 def commit(run: Run, folder: Path, facts: dict) -> dict:
     """Make what lies in the staging folder the run's results; `facts` go into the manifest, which is returned."""
-    own, notes = folder / ledger.FILE, folder / storage.NOTES
+    own = folder / ledger.FILE
     rows = storage.read_json(own) if own.is_file() else []
-    lines = notes.read_text("utf-8").splitlines() if notes.is_file() else []
-    said = {note.pop("result"): note for note in map(json.loads, lines)}
+    said = {note.pop("result"): note for note in noted(folder / storage.NOTES)}
+    dropped: dict[str, dict] = {}
+    for note in noted(folder / places.DROPPED):
+        dropped.setdefault(note["model"], {})[note["word"]] = note["spellings"]
     own.unlink(missing_ok=True)
     found = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
     results = {}
     for path in found:
         file = path.relative_to(folder).as_posix()
         results[file] = {"sha256": files.file_digest(path), **said.get(file, {})}
-    whole = {"schema": SCHEMA, "model": run.model, "notebook": run.notebook, **facts}
+    whole = {"schema": SCHEMA, "model": run.model, "notebook": run.notebook, **facts, "dropped_spellings": dropped}
     whole["tolerance"] = tolerances.of_run(results, (row["metric"] for row in rows))
     manifest = json.loads(files.dump_json(whole | {"results": results, "ledger": rows}))  # as it reads back
     place(run, folder, manifest)
     return manifest
+
+
+def noted(path: Path) -> list[dict]:
+    """What the notebook left beside its results, a line of JSON each."""
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
 
 
 def place(run: Run, folder: Path, manifest: dict) -> None:

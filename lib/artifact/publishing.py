@@ -7,7 +7,7 @@ from lib.artifact import manifests, record, renewal
 from lib.artifact.manifests import Run
 from lib.artifact.notebooks import Notebook
 from lib.artifact.plan import PLAN
-from lib.artifact.staleness import why_stale
+from lib.artifact.staleness import TEXT, why_stale
 from lib.engine.checkpoints import shipped
 from lib.engine.embedded import DEFAULT
 from lib.errors import UserError
@@ -59,7 +59,7 @@ def choose(own: Path, published: Path, model: str, notebook: Notebook, models_fo
     runs = [Run(root, model, notebook.name) for root in (own, published)]
     run = next((run for run in runs if run.manifest.is_file()), runs[0])
     why = why_stale(run, notebook, notebook.parameters, models_folder)
-    if why and not renewal.text_only(run, notebook, models_folder):
+    if why not in ("", TEXT):
         again = f"python -m lib.run --model {model} --notebooks {notebook.name[:2]}"
         raise UserError(f"{model} {notebook.name} cannot be published: {why}; `{again}` makes it anew")
     return run

@@ -11,36 +11,8 @@ import nbformat
 from lib.artifact import manifests
 from lib.artifact.manifests import Run
 from lib.artifact.notebooks import Notebook, write_notebook
-from lib.artifact.staleness import WORDS, changes
-from lib.engine.checkpoints import Model
-from lib.errors import UserError
+from lib.artifact.staleness import injected
 from lib.files import file_digest
-
-INJECTED = "injected-parameters"  # tag of the cell that papermill adds
-
-
-def text_only(run: Run, notebook: Notebook, models_folder: Path, model: Model | None = None) -> bool:
-    """Whether a run is whole and nothing but the text around its code cells has changed since."""
-    try:
-        manifest = manifests.read(run)
-        if changes(manifest, notebook, models_folder, model) != [WORDS["cells"]] or manifests.damaged(run, manifest):
-            return False
-    except UserError:
-        return False
-    return code_cells(run.executed) == code_cells(notebook.path)
-
-
-def code_cells(path: Path) -> list[tuple[str, str, list[str]]]:
-    """Identity, source and tags of the code cells that a notebook has from its author."""
-    return [
-        (cell.id, cell.source, cell.metadata.get("tags", []))
-        for cell in nbformat.read(path, as_version=4).cells
-        if cell.cell_type == "code" and not injected(cell)
-    ]
-
-
-def injected(cell) -> bool:
-    return INJECTED in cell.metadata.get("tags", [])
 
 
 def copy(run: Run, to: Run, notebook: Notebook) -> None:

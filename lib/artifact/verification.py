@@ -9,11 +9,11 @@ import nbformat
 import numpy as np
 
 from lib import places
-from lib.artifact import ledger, manifests, readme, record, renewal
+from lib.artifact import ledger, manifests, readme, record
 from lib.artifact.manifests import Run
 from lib.artifact.notebooks import Notebook, parse_parameters
 from lib.artifact.publishing import planned
-from lib.artifact.staleness import changes, recorded
+from lib.artifact.staleness import changes, recorded, text_only
 from lib.engine.checkpoints import seeds
 from lib.engine.embedded import DEFAULT
 from lib.errors import UserError
@@ -103,8 +103,8 @@ def of_run(run: Run, notebook: Notebook | None, models_folder: Path) -> list[Fau
     except UserError as error:
         why = str(error).removeprefix(show(run.manifest)).strip()
         return [Fault(run.manifest, why, restore(run.manifest, rerun(run)))]
-    damage = manifests.damaged(run, manifest).items()
-    found = [Fault(path, why, restore(path, rerun(run))) for path, why in damage]
+    damage = manifests.damaged(run, manifest)
+    found = [Fault(path, why, restore(path, rerun(run))) for path, why in damage.items()]
     if run.model == record.SEEDS:
         return found
     if notebook is None:
@@ -113,14 +113,14 @@ def of_run(run: Run, notebook: Notebook | None, models_folder: Path) -> list[Fau
         changed = changes(manifest, notebook, models_folder)
     except UserError as error:
         return [*found, Fault(run.manifest, str(error), "git checkout HEAD -- data")]
-    if changed and renewal.text_only(run, notebook, models_folder):
+    if not damage and text_only(run, notebook, changed):
         found.append(Fault(run.manifest, "the text of the notebook changed since", PUBLISH))
     elif changed:
         found.append(Fault(run.manifest, f"{' and '.join(changed)} changed since", rerun(run)))
     published = run.root.resolve() == places.PUBLISHED.resolve()
     if published and manifest["parameters"] != recorded(notebook.parameters, run.model):
         found.append(Fault(run.manifest, "it was run with other parameters than the notebook's", rerun(run)))
-    if run.executed not in dict(damage) and executed_with(run) != without_model(manifest["parameters"]):
+    if run.executed not in damage and executed_with(run) != without_model(manifest["parameters"]):
         what = "its manifest says other parameters than the executed notebook"
         found.append(Fault(run.manifest, what, restore(run.manifest, rerun(run))))
     return found + [

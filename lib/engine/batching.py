@@ -43,12 +43,21 @@ def _out_of_memory(error: Exception) -> bool:
 
 
 def batch_size(tokens: int, width: int, layers: int, dtype: torch.dtype, device: torch.device) -> int:
-    """How many rows of so many tokens, each a vector of `width`, a stack of layers can run in a part of free memory."""
-    per_row = tokens * width * dtype.itemsize * (16 + 3 * layers)
-    gpu = device.type == "cuda"
-    free = free_memory(device) // 2 if gpu else 2**29
-    most = 64 if gpu else 24  # larger batches leave a CPU's caches: prefilling `reference` took 1.8 times as long
-    return int(min(most, max(1, free // per_row)))
+    """How many rows of so many tokens, each a vector of `width`, a stack of layers can run within the budget."""
+    # larger batches leave a CPU's caches: prefilling `reference` took 1.8 times as long
+    most = 64 if device.type == "cuda" else 24
+    return int(min(most, max(1, budget(device) // row_bytes(tokens, width, layers, dtype))))
+
+
+def row_bytes(tokens: int, width: int, layers: int, dtype: torch.dtype) -> int:
+    """Working memory of one row of so many tokens in a stack of layers: keys, values and a state for each layer, and
+    what one layer needs while it runs."""
+    return tokens * width * dtype.itemsize * (16 + 3 * layers)
+
+
+def budget(device: torch.device) -> int:
+    """Bytes that a batch may take, weights aside: half of what is free on a GPU, 512 MiB on a CPU."""
+    return free_memory(device) // 2 if device.type == "cuda" else 2**29
 
 
 def free_memory(device: torch.device) -> int:

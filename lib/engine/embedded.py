@@ -48,10 +48,15 @@ NAMES = tuple(model.name for model in MODELS)
 DEFAULT = next(model.name for model in MODELS if model.purpose == "default")
 PLANTED = tuple(model.name for model in MODELS if model.purpose == "planted")
 COMPARED = tuple(model.name for model in MODELS if model.purpose != "planted")  # claims side by side
-PLAN = {model.name: model.notebooks for model in MODELS if model.notebooks != ()}  # the default run
+
+
+def recipe(name: str) -> str | None:
+    """The embedded model that a model is, or is another training seed of; None for models from elsewhere."""
+    found = name.split("-seed")[0]
+    return found if found in NAMES else None
 
 
 def rank(name: str) -> tuple[int, str]:
     """Sorts models: the embedded ones in the order of the list, their seeds behind each, then all others by name."""
-    recipe = name.split("-seed")[0]
-    return (NAMES.index(recipe) if recipe in NAMES else len(NAMES), name)
+    found = recipe(name)
+    return (NAMES.index(found) if found else len(NAMES), name)

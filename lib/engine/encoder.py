@@ -79,12 +79,13 @@ class ImageEncoder:
         edits: dict[int, Callable] | None = None,
         capture: Iterable[int] = (),
         progress: bool = False,
+        at=slice(None),
     ):
         """Image tokens of pictures: [image, N*N, hidden], after the projector, in raster order.
 
         edits: {encoder slot: function(stream, index)}: the residual stream [image, patch, width] with patches in raster
-        order, and which pictures these are. capture: encoder slots to return, too; then the result is a pair (tokens,
-        {slot: [image, patch, width]}).
+        order, and which pictures these are. capture: encoder slots to return, too, of the patches `at` (all of them by
+        default); then the result is a pair (tokens, {slot: [image, patch, width]}).
         """
         if not len(images):
             raise UserError("There is no picture to encode: give a list of at least one.")
@@ -95,7 +96,7 @@ class ImageEncoder:
             seen: dict[int, Tensor] = {}
             inputs = self.pixels([images[i] for i in index])
             planted = no_places_under_objects(self.marks, self.base, inputs["pixel_values"])
-            with hooks(*planted, *self._hooks(index, edits, seen, set(capture))):
+            with hooks(*planted, *self._hooks(index, edits, seen, set(capture), at)):
                 return self.features(inputs), seen
 
         size = min(self.family.pictures_per_call, self.batch_size())
@@ -113,7 +114,7 @@ class ImageEncoder:
             out = torch.cat([part.reshape(-1, part.shape[-1]) for part in out])
         return out.reshape(-1, self.grid.side**2 + self.family.tokens_after_grid, out.shape[-1])
 
-    def _hooks(self, index, edits: dict[int, Callable], seen: dict, capture: set) -> list[Registration]:
+    def _hooks(self, index, edits: dict[int, Callable], seen: dict, capture: set, at_patches) -> list[Registration]:
         """Hooks that read and write the residual stream at slots; slot e > 0 is written as the output of e - 1."""
 
         def at(slot: int) -> Callable[[Tensor], Tensor]:
@@ -123,7 +124,7 @@ class ImageEncoder:
                     edited = edits[slot](patches, index)
                     hidden, patches = self._from_raster(edited, hidden), edited
                 if slot in capture:
-                    seen[slot] = patches
+                    seen[slot] = patches[:, at_patches]
                 return hidden
 
             return visit
@@ -131,6 +132,12 @@ class ImageEncoder:
         chosen = sorted(set(edits) | capture)
         before = [on_input(self.layers[0], at(0))] if 0 in chosen else []
         return before + [on_output(self.layers[slot - 1], at(slot)) for slot in chosen if slot > 0]
+
+    @property
+    def width(self) -> int:
+        """Of the residual stream; Qwen2-VL's configuration calls it embed_dim, hidden_size is behind its merger."""
+        vision = self.config.vision_config
+        return getattr(vision, "embed_dim", None) or getattr(vision, "hidden_size", 1024)
 
     def batch_size(self) -> int:
         """Pictures per batch."""

@@ -205,20 +205,3 @@ def written(architecture: str, vision: str | None) -> Family | None:
         if record.architecture == architecture and record.vision in (None, vision):
             return record
     return None
-
-
-def family_of(architecture: str, vision: str | None) -> Family:
-    """The record for a configuration; UserError where none is written."""
-    found = written(architecture, vision)
-    if found:
-        return found
-    of_architecture = [record for record in FAMILIES if record.architecture == architecture]
-    if of_architecture:
-        known = ", ".join(record.vision or "any" for record in of_architecture)
-        problem = f"{architecture!r} models are known with the image encoders {known}, not with {vision!r}"
-    else:
-        known = ", ".join(sorted({record.architecture for record in FAMILIES}))
-        problem = f"no record for the architecture {architecture!r} (known: {known})"
-    raise UserError(
-        f"{problem}; to support it, write one record in lib/engine/families.py, see 'Add your model' there."
-    )

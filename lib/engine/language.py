@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lib.engine.batching import batch_size, input_device, run_batches
+from lib.engine.batching import batch_size, input_device, row_bytes, run_batches
 from lib.engine.families import Family
 from lib.engine.hooks import first_output, hooks
 from lib.engine.keys_values import KeyValues, StopForward
@@ -52,6 +52,10 @@ class LanguageModel:
     def batch_size(self, tokens: int) -> int:
         """Prompts of so many tokens per batch."""
         return batch_size(tokens, self.config.hidden_size, len(self.layers), self.model.dtype, self.device)
+
+    def row_bytes(self, tokens: int) -> int:
+        """Working memory of one prompt of so many tokens."""
+        return row_bytes(tokens, self.config.hidden_size, len(self.layers), self.model.dtype)
 
     # plans --------------------------------------------------------------------------------------------------
 
@@ -115,12 +119,15 @@ class LanguageModel:
     @torch.no_grad()
     def plan(self, prompt: Prompt) -> Plan:
         """What transformers hands to each layer for these prompts; one row when all are alike, without padding."""
-        alike = bool(prompt.mask.all()) and bool((prompt.image == prompt.image[0]).all())
-        if alike:
-            prompt = prompt.rows([0])
-        key = (prompt.length, tuple(prompt.image[0].tolist())) if alike else None
-        if key in self._plans:
-            return self._plans[key]
+        if not (prompt.mask.all() and (prompt.image == prompt.image[0]).all()):
+            return self._recorded(prompt)
+        key = (prompt.length, tuple(prompt.image[0].tolist()))
+        if key not in self._plans:
+            self._plans[key] = self._recorded(prompt.rows([0]))
+        return self._plans[key]
+
+    def _recorded(self, prompt: Prompt) -> Plan:
+        """The plan of these very prompts, from transformers' forward pass, which ends at the last layer."""
         ids = prompt.ids.to(self.device)
         extra = {"token_type_ids": (ids == self.image_id).long()} if self.family.bidirectional else {}
         seen: dict[int, dict] = {}
@@ -144,10 +151,7 @@ class LanguageModel:
                 )
             except StopForward:
                 pass
-        out = Plan(tuple(seen[i] for i in range(len(self.layers))), prompt.length)
-        if alike:
-            self._plans[key] = out
-        return out
+        return Plan(tuple(seen[i] for i in range(len(self.layers))), prompt.length)
 
     def frames(self, prompt: Prompt) -> list[Frame]:
         """Prompts without padding, in frames (equal up to the last image token) and groups (equal length)."""

@@ -45,16 +45,9 @@ class Plan:
         if out.get("position_ids") is not None:
             ids = out["position_ids"][..., -1:]
             out["position_ids"] = ids.expand(*ids.shape[:-1], count)
-        mask = out["attention_mask"]
-        own = torch.eye(count, dtype=torch.bool, device=out["position_embeddings"][0].device)
-        if mask is None:
-            before = torch.ones(1, 1, count, self.length - 1, dtype=torch.bool, device=own.device)
-        else:
-            before = mask[..., -1:, : self.length - 1].expand(-1, -1, count, -1)
-            if mask.dtype != torch.bool:  # an additive mask
-                own = torch.zeros_like(own, dtype=mask.dtype).masked_fill(~own, torch.finfo(mask.dtype).min)
-        own = own.expand(*before.shape[:2], count, count)
-        out["attention_mask"] = torch.cat([before, own.to(before.device)], dim=-1)
+        mask, last = out["attention_mask"], self.length - 1
+        before = None if mask is None else mask[..., -1:, :last].expand(-1, -1, count, -1)
+        out["attention_mask"] = separate_mask(before, count, last, out["position_embeddings"][0].device)
         return out
 
 
@@ -62,6 +55,20 @@ def causal_mask(first: int, stop: int, device) -> Bool[Tensor, "1 1 query key"]:
     """Tokens first..stop-1 may attend to themselves and to all tokens before."""
     keys = torch.arange(stop, device=device)
     return (keys[None, :] <= keys[first:stop, None])[None, None]
+
+
+def separate_mask(before: Tensor | None, count: int, tokens: int, device) -> Tensor:
+    """Mask [batch, 1, version, token] of `count` versions of one token, each of which sees itself, none another.
+
+    before: the mask of the `tokens` before it, boolean or additive; None where all are seen.
+    """
+    own = torch.eye(count, dtype=torch.bool, device=device)
+    if before is None:
+        before = torch.ones(1, 1, count, tokens, dtype=torch.bool, device=device)
+    elif before.dtype != torch.bool:
+        own = torch.zeros_like(own, dtype=before.dtype).masked_fill(~own, torch.finfo(before.dtype).min)
+    own = own.expand(*before.shape[:2], count, count)
+    return torch.cat([before, own.to(before.device)], dim=-1)
 
 
 @dataclass(frozen=True)

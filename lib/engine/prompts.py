@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Int
 
+from lib import places
 from lib.engine.families import Family
 from lib.engine.tensors import Ids
 from lib.errors import UserError
@@ -144,6 +146,7 @@ class PromptWriter:
             dropped = tuple(form for form, i in single.items() if i is None)
             if dropped:
                 self.dropped[bare] = dropped
+                _tell_runner(self.name, bare, dropped)
         return self._words[word]
 
     def _single(self, form: str) -> int | None:
@@ -155,6 +158,13 @@ class PromptWriter:
 
     def _pieces(self, form: str) -> list[str]:
         return self.tokenizer.convert_ids_to_tokens(self.tokenizer(form, add_special_tokens=False)["input_ids"])
+
+
+def _tell_runner(model: str, word: str, dropped: tuple[str, ...]) -> None:
+    """Leave the spellings of a word that were dropped for the manifest of the run."""
+    if folder := places.staging():
+        with open(folder / places.DROPPED, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"model": model, "word": word, "spellings": dropped}) + "\n")
 
 
 def chat(tokenizer, template, question, system, images, placeholder, name) -> str:

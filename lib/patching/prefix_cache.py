@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from lib.engine.batching import free_memory
+from lib.engine import batching
 from lib.engine.keys_values import KeyValues
 from lib.engine.language import LanguageModel
 from lib.engine.plans import Frame
@@ -16,16 +16,15 @@ from lib.engine.tensors import ImageTokens, pick
 class PrefixCache:
     """Prefix cache: keys and values of everything up to the last image token, kept between uses.
 
-    again: pictures that will be asked for a second time, the only ones that are kept. room: bytes.
+    again: pictures that will be asked for a second time, the only ones that are kept. room: bytes; by default a quarter
+    of what a batch may take.
     """
 
     def __init__(
         self, language: LanguageModel, images: ImageTokens, again: Iterable[int] = (), room: int | None = None
     ):
         self.language, self.images, self.again = language, images, set(again)
-        gpu = language.device.type == "cuda"
-        free = free_memory(language.device) // 4 if gpu else 2**27
-        self.room = free if room is None else room
+        self.room = batching.budget(language.device) // 4 if room is None else room
         self.held: dict[tuple, KeyValues] = {}
         self.seen: set[tuple] = set()
 

@@ -85,11 +85,11 @@ class QuestionTokens(Route):
         clean, other = pairs.clean, pairs.counterfactual
         again = np.intersect1d(clean.index, other.index) if other.images is clean.images else ()
         self.cache = PrefixCache(self.language, clean.images, again)
-        self.short = [patch for patch in patches if np.all(patch.edit.targets == -1)]
-        self.long = [patch for patch in patches if not np.all(patch.edit.targets == -1)]
+        self.last_only = [patch for patch in patches if np.all(patch.edit.targets == -1)]
+        self.several = [patch for patch in patches if not np.all(patch.edit.targets == -1)]
         last = len(self.language.layers) - 1
-        self.needed = {min(slot, last) for patch in self.long for slot in patch.slots}
-        self.needed |= {slot for patch in self.short if patch.site is not RESIDUAL for slot in patch.slots}
+        self.needed = {min(slot, last) for patch in self.several for slot in patch.slots}
+        self.needed |= {slot for patch in self.last_only if patch.site is not RESIDUAL for slot in patch.slots}
         self.states: dict[str, dict] = {}
         self.other_last = self._read(other, [p for p in patches if not p.edit.own], progress)
         if any(patch.edit.own for patch in patches):
@@ -112,17 +112,17 @@ class QuestionTokens(Route):
         past = self.cache.keys(frame, units)
         for group, part, row_of in parts:
             rows, own = group.rows[part].numpy(), past.rows(row_of)
-            at = slice(None) if self.long else slice(-1, None)
-            run = self.language.ask(frame, group, part, own, capture=self.needed, at=at, keep=bool(self.short))
+            at = slice(None) if self.several else slice(-1, None)
+            run = self.language.ask(frame, group, part, own, capture=self.needed, at=at, keep=bool(self.last_only))
             other = self.other_last[rows].to(run.last.device)
             versions = [(self.baseline("clean"), run.last), (self.baseline("counterfactual"), other)]
             yield rows, versions + self._side_by_side(group, rows, run)
-            for patch in self.long:
+            for patch in self.several:
                 yield rows, [self._from_slot(frame, group, rows, run, own, patch, slot) for slot in patch.slots]
 
     def _side_by_side(self, group: Group, rows: np.ndarray, run: Output) -> Versions:
         """All edits of the last token alone, in portions of as many versions as a prompt has tokens."""
-        jobs = sorted(((slot, patch) for patch in self.short for slot in patch.slots), key=lambda job: job[0])
+        jobs = sorted(((slot, patch) for patch in self.last_only for slot in patch.slots), key=lambda job: job[0])
         size, out = max(group.plan.length, len(self.language.slots)), []
         for begin in range(0, len(jobs), size):
             states, registrations = {}, []
@@ -236,9 +236,9 @@ class ImageTokensOfPairs(Route):
         keys = [(int(unit), patch.edit.key(int(pair))) for unit, pair in zip(units, pairs, strict=True)]
         number = {key: k for k, key in enumerate(dict.fromkeys(keys))}
         first = dict(zip(reversed(keys), reversed(pairs.tolist()), strict=True))
-        stands = np.array([first[key] for key in number])
+        chosen = np.array([first[key] for key in number])
         return PatchedPictures(
-            patch, row_of[[unit for unit, _ in number]], stands, np.array([number[key] for key in keys])
+            patch, row_of[[unit for unit, _ in number]], chosen, np.array([number[key] for key in keys])
         )
 
     def _patched(self, frame: Frame, context: Output, seen: dict, jobs: list[PatchedPictures], slot: int) -> KeyValues:
@@ -298,7 +298,8 @@ def _packed(jobs: list[PatchedPictures], room: int) -> Iterable[list[PatchedPict
 class EncoderPatches(Route):
     """Interchanges of patches in the residual stream of the image encoder, answered with the resulting image tokens.
 
-    An image token stands for all patches that the projector merges into it; token sets are shared by all pairs.
+    An image token stands for all patches that the projector merges into it; token sets are shared by all pairs. Of the
+    encoder's states a batch holds only the patches that edits take, at the slots of the sweep; they count in its size.
     """
 
     unit = "scenes"
@@ -309,25 +310,41 @@ class EncoderPatches(Route):
         super().__init__(vlm, pairs, baseline)
         self.pictures, self.edits, self.slots = pictures, edits, slots
         self.couples, self.units = distinct_pictures(pairs)
-        used, row_of = np.unique(self.couples, return_inverse=True)
-        self.row_of = row_of.reshape(-1, 2)
-        _, self.stream = vlm.encode([pictures[i] for i in used], capture=slots)
+        self.taken = [self._taken(column) for column in (0, 1)]
+        held = sum(map(len, self.taken)) * len(slots) * vlm.encoder.width * vlm.dtype.itemsize
+        self.cost = 1.0 + held / self.language.row_bytes(pairs.clean.prompt.length)
+
+    def _taken(self, column: int) -> np.ndarray:
+        """Numbers of the patches that edits take from the clean (0) or the counterfactual (1) pictures."""
+        sources = [edit.sources for edit in self.edits.values() if edit.own == (column == 0)]
+        return np.unique(self.vlm.encoder.patches(np.concatenate([np.empty(0, dtype=int), *sources])))
 
     def batch(self, frame, units, parts):
         for column, run in enumerate(("clean", "counterfactual")):
             images = pick(self.pairs.clean.images, self.couples[units, column])
             yield from self._answers(frame, images, parts, self.baseline(run))
+        states = [self._states(self.couples[units, column], self.taken[column]) for column in (0, 1)]
         for name, edit in self.edits.items():
             for slot in self.slots:
                 columns = {"run": "patched", "slot": slot, "edit": name}
-                yield from self._answers(frame, self._patched(edit, slot, units), parts, columns)
+                yield from self._answers(frame, self._patched(edit, slot, units, states), parts, columns)
 
-    def _patched(self, edit: Interchange, slot: int, units: np.ndarray) -> ImageTokens:
-        targets, sources = (torch.as_tensor(self.vlm.encoder.patches(x)) for x in (edit.targets, edit.sources))
-        origin = self.stream[slot][torch.as_tensor(self.row_of[units, 0 if edit.own else 1])]
+    def _states(self, numbers: np.ndarray, taken: np.ndarray) -> tuple[dict[int, Tensor], np.ndarray]:
+        """States of the patches `taken` by slot, once per distinct picture, and the row of each picture in them."""
+        used, row_of = np.unique(numbers, return_inverse=True)
+        if not len(taken):
+            return {}, row_of
+        pictures = [self.pictures[i] for i in used]
+        return self.vlm.encode(pictures, capture=self.slots, at=torch.as_tensor(taken))[1], row_of
+
+    def _patched(self, edit: Interchange, slot: int, units: np.ndarray, states: list[tuple]) -> ImageTokens:
+        column = 0 if edit.own else 1
+        held, row_of = states[column]
+        targets, sources = (self.vlm.encoder.patches(x) for x in (edit.targets, edit.sources))
+        targets, sources = torch.as_tensor(targets), torch.as_tensor(np.searchsorted(self.taken[column], sources))
 
         def write(patches: Tensor, index: np.ndarray) -> Tensor:
-            return put(patches, targets, take(origin[torch.as_tensor(index)], sources))
+            return put(patches, targets, take(held[slot][torch.as_tensor(row_of[index])], sources))
 
         return self.vlm.encode([self.pictures[i] for i in self.couples[units, 0]], edits={slot: write})
 

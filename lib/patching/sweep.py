@@ -4,12 +4,13 @@ Every sweep takes runs (prompts, each with its picture as image tokens) and cand
 slot and candidate role with its probability and logit. Rows of the unpatched runs stand in the same table, so that
 every figure can show its baselines: `run` is "clean", "counterfactual" or "patched", and baselines have slot -1.
 
-All sweeps are resumable: `done` is what an earlier call returned or saved, its pairs are skipped and its rows returned
-with the rest; `save` is called with every finished part.
+All sweeps are steps of `lib.parts`, and so is every batch inside them: a killed run that is started again goes on with
+the batch it was at, and its table is bit by bit that of a run that was not killed.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch import Tensor, equal
 from lib.engine.tensors import Ids
 from lib.engine.vlm import VLM
 from lib.errors import UserError
+from lib.parts import resumed
 from lib.patching.edits import LAST_TOKEN, Along, Amplification, Interchange
 from lib.patching.results import BASELINE, Table
 from lib.patching.routes import EncoderPatches, ImageTokensOfPairs, Knockout, Patch, QuestionTokens, Route
@@ -32,28 +34,50 @@ def run_pairs(
     counterfactual: Run | None,
     route: Callable[[Pairs], Route],
     progress: bool = True,
-    done: pd.DataFrame | None = None,
-    save: Callable | None = None,
 ) -> pd.DataFrame:
-    """The pairs that are not done yet along a route, as a table with those that are."""
+    """All pairs along a route, as a table; what an earlier, killed run has kept is not computed again."""
     if len(table.ids) != len(clean) or (counterfactual is not None and len(counterfactual) != len(clean)):
         raise UserError("A sweep needs one counterfactual run and one row of candidates per clean run.")
-    rest = Pairs(clean, counterfactual, np.arange(len(clean))).rest(done)
-    if rest is None:
-        return table.finish([], done)
-    taken = route(rest)
+    if not len(clean):
+        return table.finish([], None)
 
-    def work(frame, units, parts):  # all rows of a pair belong to one part of the table
-        found = [table.versions(rest.numbers[rows], versions) for rows, versions in taken.batch(frame, units, parts)]
-        yield pd.concat(found, ignore_index=True)
+    def whole():
+        taken = route(Pairs(clean, counterfactual, np.arange(len(clean))))
 
-    finished = []
-    each = table.vlm.language.each(rest.clean.prompt, taken.units, work, progress, taken.cost, taken.unit)
-    for part in each:
-        finished.append(part)
-        if save:
-            save(part)
-    return table.finish(finished, done)
+        def work(frame, units, parts):  # all rows of a pair belong to one batch
+            pairs = np.concatenate([group.rows[part].numpy() for group, part, _ in parts])
+            yield resumed(f"pairs {_digest(pairs)}", computed, frame, units, parts)
+
+        def computed(frame, units, parts):
+            found = [table.versions(rows, versions) for rows, versions in taken.batch(frame, units, parts)]
+            return pd.concat(found, ignore_index=True)
+
+        each = table.vlm.language.each(clean.prompt, taken.units, work, progress, taken.cost, taken.unit)
+        return table.finish(list(each), None)
+
+    return resumed(f"sweep {_inputs(table, clean, counterfactual)}", whole)
+
+
+def _inputs(table: Table, *runs: Run | None) -> str:
+    """Digest of what a sweep is asked: model, questions, which pictures, candidates and labels.
+
+    Not of floating-point numbers, which may differ in the last bit when they are computed again: pictures and edits
+    follow from the parameters of the run.
+    """
+    vlm, told = table.vlm, [table.ids, *table.roles]
+    for run in runs:
+        told += [] if run is None else [run.prompt.ids, run.prompt.image, run.index]
+    labels = "" if table.labels is None else table.labels.to_csv(index=False)
+    return _digest(vlm.name, vlm.dtype, vlm.language.marks, labels, *told)
+
+
+def _digest(*values) -> str:
+    digest = hashlib.sha256()
+    for value in values:
+        value = value.cpu().numpy() if isinstance(value, Tensor) else value
+        plain = isinstance(value, np.ndarray)
+        digest.update(f"{value.shape};".encode() + value.tobytes() if plain else f"{value};".encode())
+    return digest.hexdigest()[:16]
 
 
 def sweep(
@@ -67,8 +91,6 @@ def sweep(
     labels: pd.DataFrame | None = None,
     slots: Iterable[int] | None = None,
     progress: bool = True,
-    done: pd.DataFrame | None = None,
-    save: Callable | None = None,
 ) -> pd.DataFrame:
     """Every edit at every site and slot of the language model; columns `edit` and `site` name them.
 
@@ -83,7 +105,7 @@ def sweep(
     ]
     table = Table(vlm, ids, tuple(roles), labels)
     none = {"site": "none", "edit": "none"}
-    return _run_patches(table, clean, counterfactual, patches, none, progress, done, save)
+    return _run_patches(table, clean, counterfactual, patches, none, progress)
 
 
 def _of_site(slots: Iterable[int] | None, site: Site, vlm: VLM) -> list[int]:
@@ -91,7 +113,9 @@ def _of_site(slots: Iterable[int] | None, site: Site, vlm: VLM) -> list[int]:
     return [slot for slot in checked_slots(slots, vlm.slots) if slot in known]
 
 
-def _run_patches(table: Table, clean: Run, counterfactual: Run | None, patches: list[Patch], baseline: dict, *options):
+def _run_patches(
+    table: Table, clean: Run, counterfactual: Run | None, patches: list[Patch], baseline: dict, progress: bool
+):
     """Run patches along the route for image tokens or the one for question tokens, whichever they edit."""
     question = {isinstance(patch.edit, Interchange) and patch.edit.in_question for patch in patches}
     if question == {True, False}:
@@ -106,7 +130,7 @@ def _run_patches(table: Table, clean: Run, counterfactual: Run | None, patches: 
         if counterfactual.images is not clean.images:
             raise UserError("Edits of image tokens need clean and counterfactual pictures in one list of image tokens.")
     return run_pairs(
-        table, clean, counterfactual, lambda pairs: kind(table.vlm, pairs, patches, baseline, options[0]), *options
+        table, clean, counterfactual, lambda pairs: kind(table.vlm, pairs, patches, baseline, progress), progress
     )
 
 
@@ -122,12 +146,10 @@ def last_token_sweep(
     labels: pd.DataFrame | None = None,
     slots: Iterable[int] | None = None,
     progress: bool = True,
-    done: pd.DataFrame | None = None,
-    save: Callable | None = None,
 ) -> pd.DataFrame:
     """Replace the clean run's last token by the counterfactual's, slot by slot, and read the answer (PROTOCOL.md 2)."""
     patch = Patch("last", LAST_TOKEN, RESIDUAL, tuple(checked_slots(slots, vlm.slots)), {})
-    return _run_patches(Table(vlm, ids, tuple(roles), labels), clean, counterfactual, [patch], {}, progress, done, save)
+    return _run_patches(Table(vlm, ids, tuple(roles), labels), clean, counterfactual, [patch], {}, progress)
 
 
 def token_sweep(
@@ -140,8 +162,6 @@ def token_sweep(
     labels: pd.DataFrame | None = None,
     slots: Iterable[int] | None = None,
     progress: bool = True,
-    done: pd.DataFrame | None = None,
-    save: Callable | None = None,
 ) -> pd.DataFrame:
     """Edit image tokens at each slot in turn and read the answer (PROTOCOL.md 4 and 6); column `edit` names the edit.
 
@@ -152,7 +172,7 @@ def token_sweep(
     patches = [Patch(name, edit, RESIDUAL, slots, {"edit": name}) for name, edit in edits.items()]
     other = None if other is None else Run(run.prompt, run.images, np.asarray(other))
     table = Table(vlm, ids, tuple(roles), labels)
-    return _run_patches(table, run, other, patches, {"edit": "none"}, progress, done, save)
+    return _run_patches(table, run, other, patches, {"edit": "none"}, progress)
 
 
 def encoder_sweep(
@@ -166,8 +186,6 @@ def encoder_sweep(
     labels: pd.DataFrame | None = None,
     slots: Iterable[int] | None = None,
     progress: bool = True,
-    done: pd.DataFrame | None = None,
-    save: Callable | None = None,
 ) -> pd.DataFrame:
     """Interchange patches inside the image encoder at each encoder slot, then answer with the resulting image tokens.
 
@@ -177,7 +195,7 @@ def encoder_sweep(
     table = Table(vlm, ids, tuple(roles), labels)
     return run_pairs(
         table, run, other, lambda pairs: EncoderPatches(vlm, pairs, pictures, edits, slots, {"edit": "none"}),
-        progress, done, save,
+        progress,
     )  # fmt: skip
 
 
@@ -192,8 +210,6 @@ def amplification_sweep(
     slot: int = 0,
     labels: pd.DataFrame | None = None,
     progress: bool = True,
-    done: pd.DataFrame | None = None,
-    save: Callable | None = None,
 ) -> pd.DataFrame:
     """Add alpha times a change to the image tokens at a slot, for every alpha (PROTOCOL.md 7); columns `edit` (name),
     `alpha` and `is_top` (the most probable token of the whole vocabulary is a spelling of the role).
@@ -209,7 +225,7 @@ def amplification_sweep(
         for alpha in alphas
     ]
     table = Table(vlm, ids, tuple(roles), labels, is_top=True)
-    return _run_patches(table, run, None, patches, {"edit": "none", "alpha": 0.0}, progress, done, save)
+    return _run_patches(table, run, None, patches, {"edit": "none", "alpha": 0.0}, progress)
 
 
 def knockout_sweep(
@@ -221,8 +237,6 @@ def knockout_sweep(
     layers: Sequence[range] | None = None,
     labels: pd.DataFrame | None = None,
     progress: bool = True,
-    done: pd.DataFrame | None = None,
-    save: Callable | None = None,
 ) -> pd.DataFrame:
     """Cut the last token off from image tokens in ranges of layers; columns `edit` (set), `slot` (first layer), `stop`.
 
@@ -231,4 +245,4 @@ def knockout_sweep(
     spans = [range(i, i + 1) for i in range(len(vlm.layers))] if layers is None else list(layers)
     baseline = {"stop": BASELINE, "edit": "none"}
     route = lambda pairs: Knockout(vlm, pairs, token_sets, spans, baseline)  # noqa: E731
-    return run_pairs(Table(vlm, ids, tuple(roles), labels), run, None, route, progress, done, save)
+    return run_pairs(Table(vlm, ids, tuple(roles), labels), run, None, route, progress)

@@ -108,10 +108,7 @@ def lattice(size: int) -> Callable[..., Drawn]:
 
     def draw(rng, kind, direction, grid) -> Drawn:
         n = 4 if size == 2 else 5
-        flat: list[Entity | None] = [None] * size**2
-        for entity, spot in zip(layouts.random_entities(rng, kind, n, grid), rng.permutation(size**2)[:n], strict=True):
-            flat[spot] = entity
-        return lattice_scene(tuple(tuple(flat[r * size : (r + 1) * size]) for r in range(size)), grid), None
+        return lattice_scene(layouts.random_lattice(rng, kind, size, n, grid), grid), None
 
     return draw
 
@@ -164,7 +161,7 @@ def question(
 
 
 def drawn(row: str, kind: str, direction: str, grid: Grid, rng: np.random.Generator) -> Question:
-    """One question of a row with exactly one right answer."""
+    """One question of a row with exactly one correct answer."""
     for _ in range(TRIES):
         scene, reference = ROWS[row](rng, kind, direction, grid)
         possible = [(r, t) for d, r, t in layouts.answerable(scene) if d == direction and reference in (None, r)]
@@ -219,7 +216,7 @@ def wrong_kind(asked: Question, answer: str) -> str:
 
 
 def shortcut_scores(asked: Question) -> dict[str, float]:
-    """How often answers without understanding would be right: the far end, the nearest thing, any thing not named."""
+    """How often answers without understanding would be correct: the far end, the nearest thing, any thing not named."""
     others = [p for p in asked.item.scene.placements if p is not asked.reference]
     distance = [np.hypot(*layouts.offset(p, asked.reference)) for p in others]
     nearest = [p for p, d in zip(others, distance, strict=True) if d < min(distance) + 1e-6]

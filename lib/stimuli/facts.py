@@ -77,8 +77,8 @@ def presence(rng: np.random.Generator, scene: Scene, grid: Grid) -> Fact:
 
 def number(scene: Scene) -> Fact:
     """How many things there are."""
-    right = NUMBERS[len(scene.placements)]
-    return Fact("number", NUMBER_QUESTION, (right, *(n for n in NUMBERS[1:] if n != right)), scene)
+    correct = NUMBERS[len(scene.placements)]
+    return Fact("number", NUMBER_QUESTION, (correct, *(n for n in NUMBERS[1:] if n != correct)), scene)
 
 
 def facts(rng: np.random.Generator, scene: Scene, grid: Grid) -> list[Fact]:

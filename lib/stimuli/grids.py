@@ -69,13 +69,17 @@ class Grid:
         return row, column
 
     def resized(self, side: int, pixels: int) -> Grid:
-        """The same grid with N x N tokens of P pixels, filled by a line of three about as in the paper's models."""
+        """The same grid with N x N tokens of P pixels, see `square_grid`."""
         if (side, pixels) == (self.side, self.pixels):
             return self
-        entity = max(1, side // 6)
-        gap = min(entity, (side - 3 * entity) // 2)
-        strips = (side // 3, side - 2 * (side // 3), side // 3)
-        return replace(self, side=side, pixels=pixels, entity=entity, gap=gap, strips=strips)
+        return replace(square_grid(self.name, side, pixels), fifth_colour=self.fifth_colour)
+
+
+def square_grid(name: str, side: int, pixels: int) -> Grid:
+    """A grid of any size, filled by a line of three about as in the paper's models."""
+    entity = max(1, side // 6)
+    gap = min(entity, (side - 3 * entity) // 2)
+    return Grid(name, side, pixels, entity, gap, (side // 3, side - 2 * (side // 3), side // 3))
 
 
 GRIDS = {

@@ -13,7 +13,7 @@ import numpy as np
 
 from lib.stimuli import scenes
 from lib.stimuli.grids import ORIENTATIONS, Grid
-from lib.stimuli.questions import DIRECTIONS, held_out_triples
+from lib.stimuli.questions import DIRECTIONS, OPPOSITE, held_out_triples
 from lib.stimuli.scenes import Entity, Placement, Scene
 
 LEVEL = 0.08  # of the canvas: two centres nearer than this along an axis are level
@@ -135,18 +135,25 @@ def free(
     return Scene(grid.canvas, tuple(placements))
 
 
+def random_lattice(
+    rng: np.random.Generator, kind: str, size: int, n: int, grid: Grid
+) -> tuple[tuple[Entity | None, ...], ...]:
+    """Rows of a lattice of size x size places, n of them filled."""
+    flat: list[Entity | None] = [None] * size**2
+    for entity, spot in zip(random_entities(rng, kind, n, grid), rng.permutation(size**2)[:n], strict=True):
+        flat[spot] = entity
+    return tuple(tuple(flat[r * size : (r + 1) * size]) for r in range(size))
+
+
 def trained_lattice(rng: np.random.Generator, kind: str, grid: Grid) -> Scene:
     """A centred 2 x 2 lattice, or a 3 x 3 one with four places or more filled; no full row or column is held out."""
     size = int(rng.integers(2, 4))
     n = 4 if size == 2 else int(rng.integers(4, ENTITIES[kind] + 1))
     while True:
-        flat: list[Entity | None] = [None] * size**2
-        for entity, spot in zip(random_entities(rng, kind, n, grid), rng.permutation(size**2)[:n], strict=True):
-            flat[spot] = entity
-        rows = [tuple(flat[r * size : (r + 1) * size]) for r in range(size)]
+        rows = random_lattice(rng, kind, size, n, grid)
         lines = [line for line in (*rows, *zip(*rows, strict=True)) if None not in line]
         if not any(is_held_out(kind, list(line), grid) for line in lines):
-            return scenes.lattice_scene(tuple(rows), grid)
+            return scenes.lattice_scene(rows, grid)
 
 
 # --- who is whose neighbour ------------------------------------------------------------------------------------------
@@ -198,10 +205,11 @@ def is_nothing(direction: str, reference: Placement, scene: Scene) -> bool:
 
 def contested(direction: str, reference: Placement, scene: Scene) -> bool:
     """Whether something stands on the opposite side, too, so that "what is next to it" is no answer."""
-    opposite = {"left": "right", "right": "left", "above": "below", "below": "above"}[direction]
     return any(
         ahead > CONE * aside
-        for ahead, aside in (ahead_aside(opposite, p, reference) for p in scene.placements if p is not reference)
+        for ahead, aside in (
+            ahead_aside(OPPOSITE[direction], p, reference) for p in scene.placements if p is not reference
+        )
     )
 
 

@@ -120,7 +120,7 @@ class Item:
 
     entities: in the order of their places (lattices: row by row, None for an empty place). target, reference: their
     places in `entities`. candidates: the answer, then the names of the other entities in the order of their places,
-    last the name of the reference; of three entities these are the ROLES target, opposite, reference.
+    last the name of the reference; of three entities these are the roles target, opposite, reference.
     """
 
     setting: str
@@ -141,9 +141,6 @@ class Item:
     @property
     def orientation(self) -> str:
         return ORIENTATION[self.direction]
-
-
-ROLES = ("target", "opposite", "reference")  # of the candidates of an item with three entities
 
 
 def line_item(

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from lib.engine.derived.derive import Derived, Wiring, output_head
-from lib.engine.derived.layers import RecordedPlan, RoadLayer, Roads
+from lib.engine.derived.layers import DerivedLayer, LaterInputs, RecordedPlan
 from lib.engine.derived.observe import (
     CACHE_ARGUMENTS,
     feature_owner,
@@ -63,11 +63,11 @@ class DerivedEncoder(ImageEncoder):
         known = self.family.patch_order in ("raster", "class", "blocks", "windows")
         return None if known else "the order of its encoder's patches is not known"
 
-    def encode(self, images, edits=None, capture=(), progress=False):
+    def encode(self, images, edits=None, capture=(), progress=False, at=slice(None)):
         capture = list(capture)
         if (edits or capture) and self.closed:
             raise UserError(f"{self.name}: {self.closed}, so nothing inside it can be read or patched.")
-        return super().encode(images, edits, capture, progress)
+        return super().encode(images, edits, capture, progress, at)
 
     def pixels(self, images: Sequence[Image.Image]) -> dict:
         side = self.grid.canvas
@@ -77,7 +77,7 @@ class DerivedEncoder(ImageEncoder):
         return {key: value.to(self.model.device) for key, value in made.items()}
 
     def features(self, inputs_: dict) -> Tensor:
-        """Image tokens in raster order; behind each, what later layers add to it (the other roads of the picture)."""
+        """Image tokens in raster order; behind each, what later layers add to it."""
         tokens, more = features(self.model, inputs_, 1)
         parts = [x.reshape(-1, self.wiring.count, x.shape[-1]) for x in (tokens, *more[: self.wiring.added])]
         every = torch.cat(parts, dim=-1)
@@ -92,7 +92,7 @@ class DerivedEncoder(ImageEncoder):
 
     @property
     def constants(self) -> Tensor:
-        """The image tokens that are the same for every picture, [token, width of all roads]."""
+        """The image tokens that are the same for every picture, [token, width with later inputs]."""
         if self._constants is None:
             self.encode([Image.new("RGB", (self.grid.canvas,) * 2)])
         return self._constants
@@ -124,22 +124,24 @@ class DerivedLanguage(LanguageModel):
         self.plain_because = why_plain(self.wiring, self.own_layers)
         self.width = model.get_input_embeddings().weight.shape[1]
         share = getattr(self.text.config, "hidden_size_per_layer_input", 0) if self.wiring.own_input else 0
-        self.roads = Roads(self.width, self.wiring.added, self.wiring.own_input, share)
+        self.later = LaterInputs(self.width, self.wiring.added, self.wiring.own_input, share)
         whole = self.plain_because is not None
-        self.layers = torch.nn.ModuleList(RoadLayer(own, i, self.roads, whole) for i, own in enumerate(self.own_layers))
+        self.layers = torch.nn.ModuleList(
+            DerivedLayer(own, i, self.later, whole) for i, own in enumerate(self.own_layers)
+        )
 
     # slot 0 -------------------------------------------------------------------------------------------------
 
     def words(self, ids: Tensor) -> Tensor:
         words = self.model.get_input_embeddings()(ids)
-        return self._with_roads(words * self.wiring.text_scale, ids, words)
+        return self._with_later_inputs(words * self.wiring.text_scale, ids, words)
 
-    def _with_roads(self, hidden: Tensor, ids: Tensor, embedded: Tensor, more: Tensor | None = None) -> Tensor:
+    def _with_later_inputs(self, hidden: Tensor, ids: Tensor, embedded: Tensor, more: Tensor | None = None) -> Tensor:
         """The residual stream at slot 0, and behind it what later layers add or are given."""
-        if self.roads.added:
-            more = hidden.new_zeros(*hidden.shape[:2], self.roads.added * self.width) if more is None else more
+        if self.later.added:
+            more = hidden.new_zeros(*hidden.shape[:2], self.later.added * self.width) if more is None else more
             return torch.cat([hidden, more], dim=-1)
-        if self.roads.own:
+        if self.later.own:
             own = self.text.get_per_layer_inputs(ids, None)
             return torch.cat([hidden, self.text.project_per_layer_inputs(embedded, own).flatten(2)], dim=-1)
         return hidden
@@ -155,10 +157,10 @@ class DerivedLanguage(LanguageModel):
         scaled, first = words * self.wiring.text_scale, slice(0, d)
         hidden = self._fill(scaled, image, prompt, images[..., :d] * scale, first, scale)
         more = None
-        if self.roads.added:
-            more = hidden.new_zeros(*hidden.shape[:2], self.roads.added * d)
+        if self.later.added:
+            more = hidden.new_zeros(*hidden.shape[:2], self.later.added * d)
             more = self._fill(more, image, prompt, images[..., d:], slice(d, None))
-        return self._with_roads(hidden, ids, embedded, more)
+        return self._with_later_inputs(hidden, ids, embedded, more)
 
     def _fill(self, hidden: Tensor, image: Tensor, prompt: Prompt, images: Tensor, part: slice, scale=1.0) -> Tensor:
         """Image tokens in their positions, and between them those that are the same for every picture."""
@@ -177,13 +179,7 @@ class DerivedLanguage(LanguageModel):
         ids, mask = prompt.ids.to(self.device), prompt.mask.to(self.device)
         return inputs(self.model, ids, mask, self.image_id, self.encoder.pixels(pictures))
 
-    @torch.no_grad()
-    def plan(self, prompt: Prompt) -> Plan:
-        alike = bool(prompt.mask.all()) and bool((prompt.image == prompt.image[0]).all())
-        prompt = prompt.rows([0]) if alike else prompt
-        key = (prompt.length, tuple(prompt.image[0].tolist())) if alike else None
-        if key in self._plans:
-            return self._plans[key]
+    def _recorded(self, prompt: Prompt) -> Plan:
         left_out, seen = (*CACHE_ARGUMENTS, self.wiring.own_input), []
 
         def record(module, args, kwargs):
@@ -199,10 +195,7 @@ class DerivedLanguage(LanguageModel):
                 plain_forward(self.model, self.plain_inputs(blank, prompt))
             except StopForward:
                 pass
-        out = RecordedPlan(tuple(seen), prompt.length, whole=self.plain_because is not None)
-        if alike:
-            self._plans[key] = out
-        return out
+        return RecordedPlan(tuple(seen), prompt.length, whole=self.plain_because is not None)
 
     def with_positions(self, scheme: str) -> LanguageModel:
         raise UserError("Other positions of image tokens are known for families with a written record only.")

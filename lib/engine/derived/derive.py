@@ -20,7 +20,7 @@ from lib.engine.derived.evidence import Trial, encoder_facts, projector_path, se
 from lib.engine.derived.observe import Refused, Watched, accepts, feature_owner, plain_forward, watch
 from lib.engine.families import Family
 from lib.engine.hooks import hooks
-from lib.stimuli.grids import Grid
+from lib.stimuli.grids import Grid, square_grid
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Wiring:
     the first `added` layers add features of the picture to the image tokens of their output. own_input: name of the
     argument by which a layer gets an input of its own for every token, made from slot 0. prefix: text
     before and after the picture sees later text, so nothing can be reused between questions. kinds: of the language
-    model's layers, where the configuration tells.
+    model's layers, where the configuration names them.
     """
 
     decoder: str
@@ -149,7 +149,7 @@ def refusal(model) -> str | None:
     return None
 
 
-def derive(model, pixels, canvas: int, name: str | None = None, processor: str | None = None) -> Derived:
+def derive(model, pixels, canvas: int, processor: str = "") -> Derived:
     """Family, grid and wiring of a loaded model.
 
     pixels: function from square pictures of `canvas` pixels to the image arguments of the model's forward pass.
@@ -172,7 +172,7 @@ def derive(model, pixels, canvas: int, name: str | None = None, processor: str |
     text_scale = slot_scale(seen.hidden[0][:, ~image], words, "the word vectors")
     norm = find_norm(model, decoder, batch, seen.output[-1])
     logit_scale, cap = head_facts(model, norm, seen)
-    roads = other_roads(trial, layers, seen, added, image)
+    later = later_inputs(trial, layers, seen, added, image)
     encoder = find_encoder(model, batch, decoder)
     kinds = tuple(getattr(getattr(model.config, "text_config", model.config), "layer_types", None) or ())
     wiring = Wiring(
@@ -188,17 +188,10 @@ def derive(model, pixels, canvas: int, name: str | None = None, processor: str |
         cap=cap,
         prefix=sees_ahead(trial, layers, count, -2, -3),
         kinds=kinds,
-        **roads,
+        **later,
     )
-    grid = square_grid(name or model.config.model_type, side, canvas)
-    return Derived(family_record(trial, wiring, grid, name, processor, seen), grid, wiring)
-
-
-def square_grid(name: str, side: int, canvas: int) -> Grid:
-    """A grid with room for a line of three entities."""
-    entity = max(1, side // 6)
-    gap = min(entity, (side - 3 * entity) // 2)
-    return Grid(name, side, canvas // side, entity, gap, (side // 3, side - 2 * (side // 3), side // 3))
+    grid = square_grid(model.config.model_type, side, canvas // side)
+    return Derived(family_record(trial, wiring, grid, processor, seen), grid, wiring)
 
 
 def slot_scale(slot: Tensor, tokens: Tensor, what: str) -> float:
@@ -238,8 +231,8 @@ def head_facts(model, norm: str | None, seen: Watched) -> tuple[float, float | N
     return (1.0 if abs(scale - 1) < 1e-5 else scale), cap
 
 
-def other_roads(trial: Trial, layers, seen: Watched, added: list[Tensor], image: Tensor) -> dict:
-    """Ways besides slot 0 by which the picture reaches the language model.
+def later_inputs(trial: Trial, layers, seen: Watched, added: list[Tensor], image: Tensor) -> dict:
+    """How the picture enters the language model in later layers, besides slot 0.
 
     Features added between layers must be those that get_image_features hands out; an input of each layer's own must be
     one that the decoder makes from slot 0.
@@ -264,7 +257,7 @@ def other_roads(trial: Trial, layers, seen: Watched, added: list[Tensor], image:
     return {"added": len(used), "own_input": own[0] if own else None}
 
 
-def family_record(trial: Trial, wiring: Wiring, grid: Grid, name, processor, seen: Watched) -> Family:
+def family_record(trial: Trial, wiring: Wiring, grid: Grid, processor: str, seen: Watched) -> Family:
     """The facts that written records state, as far as they can be read from the model."""
     model, config = trial.model, trial.model.config
     base = getattr(model, "model", model)
@@ -279,7 +272,7 @@ def family_record(trial: Trial, wiring: Wiring, grid: Grid, name, processor, see
     image = [5 + wiring.tokens[0], 5 + wiring.tokens[-1]]  # after the 5 words of the trial prompt
     trailing = wiring.count - 1 - max(wiring.tokens)
     return Family(
-        name or config.model_type,
+        config.model_type,
         config.model_type,
         grid,
         vision=vision,
@@ -292,6 +285,6 @@ def family_record(trial: Trial, wiring: Wiring, grid: Grid, name, processor, see
         tokens_after_grid=trailing,
         positions="mrope" if mrope else "1d",
         bidirectional=not wiring.prefix and sees_ahead(trial, layers, wiring.count, image[-1], image[0]),
-        processor=processor or "",
+        processor=processor,
         inputs=tuple(taken),
     )

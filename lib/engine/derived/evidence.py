@@ -1,4 +1,4 @@
-"""What small changes of a picture or a token tell about a model: which image token stands for which place, in what
+"""What small changes of a picture or a token show about a model: which image token stands for which place, in what
 order the encoder holds its patches, which tokens see which.
 """
 
@@ -47,10 +47,10 @@ class Trial:
         shape = (2, self.canvas, self.canvas, 3)
         self.pictures = [Image.fromarray(x) for x in rng.integers(0, 256, shape, dtype=np.uint8)]
 
-    def more_pictures(self, count: int = 2) -> Iterator[Image.Image]:
+    def more_pictures(self) -> Iterator[Image.Image]:
         """Plain grey, and more noise."""
         yield Image.new("RGB", (self.canvas,) * 2, (128, 128, 128))
-        shape = (count, self.canvas, self.canvas, 3)
+        shape = (2, self.canvas, self.canvas, 3)
         yield from (Image.fromarray(x) for x in np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8))
 
     def features(self, pictures) -> tuple[Tensor, list[Tensor]]:
@@ -88,7 +88,7 @@ def token_order(trial: Trial, tokens: Tensor) -> tuple[tuple[int, ...], int]:
     if bool((first.argmax(1) == torch.tensor(few)).all()):
         return tuple(moving.tolist()), side
     total = torch.zeros(side * side, side * side)
-    for base in (*trial.pictures, *trial.more_pictures()):  # one picture tells, as a rule
+    for base in (*trial.pictures, *trial.more_pictures()):  # one picture is enough, as a rule
         total += evidence(trial, base, side, range(side * side), moving)
         found, clear = assignment(total)
         if clear:
@@ -146,7 +146,10 @@ def projector_path(trial: Trial, order: tuple[int, ...], prefix: str) -> str:
     """The module whose output is the projector's output, in whatever order; empty where no module gives it."""
     found: list[str] = []
     tokens = trial.features(trial.pictures)[0][:, list(order)]
-    width, wanted = tokens.shape[-1], tokens.reshape(-1, tokens.shape[-1]).double().sum(-1)  # a sum tells a vector
+    width, wanted = (
+        tokens.shape[-1],
+        tokens.reshape(-1, tokens.shape[-1]).double().sum(-1),
+    )  # its sum identifies a vector
 
     def hook(name):
         def after(module, args, output):

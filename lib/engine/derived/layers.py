@@ -1,8 +1,8 @@
 """Layers of a derived model as `LanguageModel` runs them: one tensor in, one out, the rest by recorded arguments.
 
-Where the picture reaches the language model by more roads than slot 0, the other roads travel with the token: the
-vector of a token is the residual stream followed by what later layers will add to it (Qwen3-VL) or be given for it
-(Gemma 4). Whoever copies a token's vector copies all roads with it.
+Where the picture enters the language model in later layers, too, the vector of a token is the residual stream followed
+by its later inputs: what later layers will add to it (Qwen3-VL) or be given for it (Gemma 4). Whoever copies a token's
+vector copies its later inputs with it.
 
 A layer that has a state instead of keys and values is run on all tokens from the first one on; what is kept of the
 tokens before is their vectors at its input. That is exact and saves nothing.
@@ -19,14 +19,14 @@ from torch import Tensor
 from lib.engine.derived.observe import CACHE_ARGUMENTS, accepts
 from lib.engine.hooks import first_output
 from lib.engine.keys_values import KeyValues
-from lib.engine.plans import Plan, causal_mask
+from lib.engine.plans import Plan, causal_mask, separate_mask
 
 VERSIONS = "versions"  # argument of a whole layer: so many versions of the last token, which do not see each other
 
 
 @dataclass(frozen=True)
-class Roads:
-    """How the vector of a token is divided: `width` of residual stream, then what other roads bring.
+class LaterInputs:
+    """How the vector of a token is divided: `width` of residual stream, then what later layers add or are given.
 
     added: the first `added` layers add the next `width` numbers each to their output. own: the name of the argument by
     which every layer is given so many numbers (`share`) of its own.
@@ -37,23 +37,23 @@ class Roads:
     own: str | None = None
     share: int = 0
 
-    def given(self, ahead: Tensor, number: int) -> dict:
+    def given(self, later: Tensor, number: int) -> dict:
         """What layer `number` is given besides the residual stream."""
-        return {self.own: ahead[..., number * self.share : (number + 1) * self.share]} if self.own else {}
+        return {self.own: later[..., number * self.share : (number + 1) * self.share]} if self.own else {}
 
-    def after(self, hidden: Tensor, ahead: Tensor, number: int) -> Tensor:
+    def after(self, hidden: Tensor, later: Tensor, number: int) -> Tensor:
         """The output of layer `number` with what is added to it."""
         if number >= self.added:
             return hidden
-        return hidden + ahead[..., number * self.width : (number + 1) * self.width]
+        return hidden + later[..., number * self.width : (number + 1) * self.width]
 
 
-class RoadLayer(torch.nn.Module):
+class DerivedLayer(torch.nn.Module):
     """A layer of transformers, called as `LanguageModel.run` calls layers. whole: it cannot keep keys and values."""
 
-    def __init__(self, inner: torch.nn.Module, number: int, roads: Roads, whole: bool):
+    def __init__(self, inner: torch.nn.Module, number: int, later: LaterInputs, whole: bool):
         super().__init__()
-        self.inner, self.number, self.roads, self.whole = inner, number, roads, whole
+        self.inner, self.number, self.later, self.whole = inner, number, later, whole
         stores = [name for name in CACHE_ARGUMENTS[:2] if accepts(inner.forward, name)]
         self.stores = stores or [CACHE_ARGUMENTS[0]]
 
@@ -74,10 +74,10 @@ class RoadLayer(torch.nn.Module):
         return self._layer(hidden, given | store)
 
     def _layer(self, vectors: Tensor, given: dict) -> Tensor:
-        hidden, ahead = vectors[..., : self.roads.width], vectors[..., self.roads.width :]
-        out = first_output(self.inner(hidden, **(given | self.roads.given(ahead, self.number))))
-        out = self.roads.after(out, ahead, self.number)
-        return torch.cat([out, ahead], dim=-1) if ahead.shape[-1] else out
+        hidden, later = vectors[..., : self.later.width], vectors[..., self.later.width :]
+        out = first_output(self.inner(hidden, **(given | self.later.given(later, self.number))))
+        out = self.later.after(out, later, self.number)
+        return torch.cat([out, later], dim=-1) if later.shape[-1] else out
 
     def _from_the_start(self, hidden: Tensor, store: KeyValues | None, **given) -> Tensor:
         versions = given.pop(VERSIONS, 0)
@@ -119,13 +119,7 @@ class RecordedPlan(Plan):
         last = self.length - 1
         index = torch.full((count,), last)
         out = {key: self._at(key, value, index, last) for key, value in self.layers[layer].items()}
-        before = out.get("attention_mask")
-        own = torch.eye(count, dtype=torch.bool, device=self.device)
-        if before is None:
-            before = torch.ones(1, 1, count, last, dtype=torch.bool, device=self.device)
-        elif before.dtype != torch.bool:  # an additive mask
-            own = torch.zeros_like(own, dtype=before.dtype).masked_fill(~own, torch.finfo(before.dtype).min)
-        out["attention_mask"] = torch.cat([before, own.expand(*before.shape[:2], count, count)], dim=-1)
+        out["attention_mask"] = separate_mask(out.get("attention_mask"), count, last, self.device)
         return out
 
     @property

@@ -1,7 +1,8 @@
-"""A checkpoint without a written record, from its files to a model that has proven itself.
+"""The adapter for a checkpoint whose family has no written record, from the checkpoint as it was read.
 
-What a model cannot tell is settled here: how its image processor is called so that nothing is resized or cut into
-tiles, which picture size to use, and what the text around a picture is.
+The record is derived from the model (`lib.engine.derived.derive`). What the model does not contain is found here: how
+its image processor is called so that nothing is resized or cut into tiles, which picture size to use, and which text a
+prompt has for a picture.
 """
 
 from __future__ import annotations
@@ -18,19 +19,20 @@ from lib.engine.prompts import chat
 from lib.errors import UserError
 from lib.stimuli.grids import Grid
 
-SWITCHES = ("do_resize", "do_center_crop", "do_pan_and_scan", "crop_to_patches", "do_image_splitting")
+CHANGES = ("do_resize", "do_center_crop", "do_pan_and_scan", "crop_to_patches", "do_image_splitting")  # turned off
 SIDE = 12  # image tokens per side for encoders that take pictures of any size
 LARGEST = 32  # image tokens per side up to which a model's own picture size is taken
-AROUND = (("boi_token_id", "eoi_token_id"), ("image_start_token_id", "image_end_token_id"))
-PLACEHOLDERS = ("<image>", "<|image|>", "[IMG]")
+# Names by which configurations give the tokens that open and close a picture
+DELIMITERS = (("boi_token_id", "eoi_token_id"), ("image_start_token_id", "image_end_token_id"))
+PLACEHOLDERS = ("<image>", "<|image|>", "[IMG]")  # what chat templates write where a picture goes
 
 
 def derived(found: Checkpoint, grid: Grid | None = None) -> DerivedVLM:
     """The adapter for a checkpoint that no written record fits; UserError with the reason where it cannot be used."""
     sizes = [grid.canvas] if grid else canvases(found.model.config)
-    ways = ((pixels, size) for size in sizes for pixels in calls(found.processor, found.model))
+    forms = ((pixels, size) for size in sizes for pixels in calls(found.processor, found.model))
     try:
-        facts, pixels = first_that_fits(found.model, ways, type(found.processor).__name__)
+        facts, pixels = first_that_fits(found.model, forms, type(found.processor).__name__)
     except Refused as reason:
         kind = found.model.config.model_type
         raise UserError(
@@ -44,13 +46,13 @@ def derived(found: Checkpoint, grid: Grid | None = None) -> DerivedVLM:
     return DerivedVLM(found.model, found.tokenizer, pixels, facts, found.name, found.template)
 
 
-def first_that_fits(model, ways: Iterable[tuple[Callable, int]], processor: str = "") -> tuple[Derived, Callable]:
-    """The record by the first way to hand over pictures that the model takes, and that way; Refused with the reason.
+def first_that_fits(model, forms: Iterable[tuple[Callable, int]], processor: str = "") -> tuple[Derived, Callable]:
+    """The record by the first form of pictures that the model takes, and that form; Refused with the reason.
 
-    ways: functions from pictures to arguments of the forward pass, each with the side of the picture in pixels.
+    forms: functions from pictures to arguments of the forward pass, each with the side of the picture in pixels.
     """
     reasons, errors = [], []
-    for pixels, side in ways:
+    for pixels, side in forms:
         try:
             return derive(model, pixels, side, processor=processor), pixels
         except Refused as refused:
@@ -63,18 +65,18 @@ def first_that_fits(model, ways: Iterable[tuple[Callable, int]], processor: str 
 
 
 def calls(processor, model) -> Iterator[Callable]:
-    """Ways to call an image processor: pictures in one list, or one list for every prompt."""
-    options = {name: False for name in SWITCHES if hasattr(processor, name)}
+    """The two ways to call an image processor: pictures in one list, or one list for every prompt."""
+    options = {name: False for name in CHANGES if hasattr(processor, name)}
 
-    def way(nested: bool) -> Callable:
+    def call(nested: bool) -> Callable:
         def pixels(pictures) -> dict:
-            given = [[picture] for picture in pictures] if nested else list(pictures)
-            out = processor(images=given, return_tensors="pt", **options)
+            images = [[picture] for picture in pictures] if nested else list(pictures)
+            out = processor(images=images, return_tensors="pt", **options)
             return {key: value for key, value in out.items() if accepts(model.forward, key)}
 
         return pixels
 
-    yield from (way(nested=False), way(nested=True))
+    yield from (call(nested=False), call(nested=True))
 
 
 def canvases(config) -> list[int]:
@@ -92,20 +94,20 @@ def canvases(config) -> list[int]:
 
 
 def with_text(family: Family, found: Checkpoint) -> Family:
-    """The record with what the chat template writes for a picture, and the tokens that the configuration puts around
-    the image tokens where the template does not write them itself."""
+    """The record with the placeholder that the chat template writes for a picture, and with the configuration's
+    delimiters (tokens that open and close a picture) where the template does not write them itself."""
     token = found.tokenizer.convert_ids_to_tokens(image_token(found.model.config))
-    around = [
+    delimiters = [
         [found.tokenizer.convert_ids_to_tokens(getattr(found.model.config, key)) for key in pair]
-        for pair in AROUND
+        for pair in DELIMITERS
         if all(isinstance(getattr(found.model.config, key, None), int) for key in pair)
     ]
-    for placeholder in dict.fromkeys((token, *(pair[0] for pair in around), *PLACEHOLDERS)):
+    for placeholder in dict.fromkeys((token, *(pair[0] for pair in delimiters), *PLACEHOLDERS)):
         try:
             text = chat(found.tokenizer, found.template, "question", None, 1, placeholder, found.name)
         except UserError:
             continue
-        written = any(text.count(part) for pair in around for part in pair if part != placeholder)
-        before, after = ("", "") if written or not around else around[0]
+        written = any(text.count(part) for pair in delimiters for part in pair if part != placeholder)
+        before, after = ("", "") if written or not delimiters else delimiters[0]
         return replace(family, placeholder=placeholder, before=before, after=after)
     raise UserError(f"{found.name}: its chat template writes nothing for a picture that is known to stand for one.")

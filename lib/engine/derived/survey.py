@@ -82,8 +82,8 @@ class Row:
 def examine(model_type: str) -> tuple[Derived, torch.nn.Module, Callable]:
     """The derived record of a small model of a type; Refused with the reason."""
     model = build(model_type)
-    ways = ((fitted(make, model), CANVAS) for make in formats(model.config))
-    found, pixels = first_that_fits(model, ways)
+    forms = ((fitted(make, model), CANVAS) for make in formats(model.config))
+    found, pixels = first_that_fits(model, forms)
     return found, model, pixels
 
 
@@ -155,8 +155,8 @@ def _named(rows: Sequence[Row]) -> list[str]:
     for name, model_type in NAMED.items():
         if model_type in known:
             row = known[model_type]
-            said = words.get(row.state, row.state).format(row.cells[4])
-            out.append(f"- {name} (`{model_type}`): {said}{f'. Not possible: {row.note}' if row.note else ''}.")
+            result = words.get(row.state, row.state).format(row.cells[4])
+            out.append(f"- {name} (`{model_type}`): {result}{f'. Not possible: {row.note}' if row.note else ''}.")
     return out
 
 
