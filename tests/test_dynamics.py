@@ -190,7 +190,7 @@ def test_shipped_tables_are_whole(name):
     assert within(table) and (table["n"] > 0).all() and set(table["metric"]) == set(dynamics.METRICS)
     assert not table.duplicated(["stage", "step", "metric", "part", "axis"]).any()
     states = dynamics.snapshots(table)
-    assert len(states) >= 12 and states["lessons"].is_monotonic_increasing and states["lessons"].iloc[0] == 0
+    assert len(states) >= 8 and states["lessons"].is_monotonic_increasing and states["lessons"].iloc[0] == 0
     recipe = RECIPES[table["model"].iloc[0]]
     assert set(states["stage"]) <= {stage.name for stage in recipe.stages}
     assert "left-right:" in dynamics.in_words(table) and "above-below:" in dynamics.in_words(table)
