@@ -91,6 +91,8 @@ def test_sentences_follow_the_table():
     assert "  the sign is not learned by step 20 of stage b" in not_learned
     assert "follows" not in not_learned
     assert "row: 0.00 [0.00, 0.00] at first, 0.20 [0.20, 0.20] at the end" in not_learned
+    said = "\n".join(dynamics.in_words(made_up([0.4, 0.6])))
+    assert "above chance at the last snapshot, step 10 of stage a (0.70 [0.60, 0.80]), and no later one" in said
     said = "\n".join(dynamics.in_words(made_up([0.6, 0.6])))
     assert "there from the first snapshot on" in said and "no effect can be stated" in said
     said = "\n".join(dynamics.in_words(made_up([0.6, 0.6], [wins("B"), wins("B")])))

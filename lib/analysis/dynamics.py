@@ -136,7 +136,10 @@ def when(table: pd.DataFrame, axis: str) -> str:
     sign, place = of(table, "sign", axis), sign_learned(table, axis)
     if place is None:
         last = sign.iloc[-1]
-        return f"the sign is not learned by step {last['step']} of stage {last['stage']} ({figures_of(last)})"
+        at = f"step {last['step']} of stage {last['stage']} ({figures_of(last)})"
+        if last["low"] > CHANCE:
+            return f"the sign is above chance at the last snapshot, {at}, and no later one confirms that it stays"
+        return f"the sign is not learned by {at}"
     then = sign.iloc[place]
     at = f"step {then['step']} of stage {then['stage']}, after {then['lessons']:,} lessons ({figures_of(then)})"
     if place == 0:
