@@ -208,20 +208,25 @@ def race(sweep: Sweep, naive_pairs: int, device: str) -> dict:
     }
 
 
-def peaks(sweep: Sweep, device: str) -> dict:
-    """The most memory that the engine takes, in plain forward passes of its batch: as the system counts it
-    (peak_ratio), and of tensors alone (live_ratio), which is the same in every run."""
+def plain_batch(sweep: Sweep) -> tuple[int, Callable]:
+    """Rows of the engine's batch, and one plain forward pass of them."""
     length = sweep.vlm.tokens(sweep.questions("clean")[:1]).length
     rows = min(len(sweep.pairs), sweep.vlm.language.batch_size(length))
     pictures, questions = sweep.clean[:rows], sweep.questions("clean")[:rows]
+    return rows, lambda: oracle.forward(sweep.vlm, oracle.inputs(sweep.vlm, pictures, questions))
 
-    def plain():
-        oracle.forward(sweep.vlm, oracle.inputs(sweep.vlm, pictures, questions))
 
+def live_ratio(sweep: Sweep) -> float:
+    """The most bytes of tensors that the engine holds, in plain forward passes of its batch: the same in every run."""
+    return live_peak(sweep.fast) / live_peak(plain_batch(sweep)[1])
+
+
+def peaks(sweep: Sweep, device: str) -> dict:
+    """The most memory that the engine takes as the system counts it, in plain forward passes of its batch."""
+    rows, plain = plain_batch(sweep)
     plain_peak, fast_peak = peak(plain, device), peak(sweep.fast, device)
     return {
         "peak_ratio": fast_peak / plain_peak,
-        "live_ratio": live_peak(sweep.fast) / live_peak(plain),
         "plain_batch": rows,
         "plain_peak_mb": plain_peak / 2**20,
         "fast_peak_mb": fast_peak / 2**20,
@@ -230,7 +235,7 @@ def peaks(sweep: Sweep, device: str) -> dict:
 
 def measure(sweep: Sweep, naive_pairs: int, device: str) -> dict:
     """Times, agreement, memory, and where the time goes."""
-    result = race(sweep, naive_pairs, device) | peaks(sweep, device)
+    result = race(sweep, naive_pairs, device) | peaks(sweep, device) | {"live_ratio": live_ratio(sweep)}
     naive_work = flops(lambda: sweep.slow(0)) * len(sweep.pairs)
     fast_work = flops(sweep.fast)
     limit = machine_flops(device, sweep.vlm.dtype)
@@ -393,9 +398,10 @@ def memory(sweeps: dict[str, Callable], options: argparse.Namespace, facts: dict
     rows = []
     for name in options.sweeps.split(","):
         sweep = sweeps[name]()
-        sweep.fast()  # warm up: kernels, plans
+        live = live_ratio(sweep)  # warms up, too: kernels, plans
         for number in range(options.memory):
-            rows.append({"sweep": name, "number": number} | peaks(sweep, options.device) | facts)
+            run = {"sweep": name, "number": number, "live_ratio": live}
+            rows.append(run | peaks(sweep, options.device) | facts)
             print(pd.DataFrame(rows[-1:]).iloc[:, :7].to_string(index=False, header=number == 0), flush=True)
     record(pd.DataFrame(rows), "memory", ["sweep", "number", "model", "layers", "device"], options)
 

@@ -10,9 +10,11 @@ from records import file_run
 
 from lib import files, places
 from lib.analysis.statistics import Estimate
-from lib.artifact import figures, ledger
+from lib.artifact import figures, findings, ledger
 from lib.artifact.site import gallery, matrix, prose
 from lib.artifact.site.__main__ import main
+from lib.engine import checkpoints
+from lib.engine.embedded import DEFAULT
 from lib.errors import UserError
 
 
@@ -71,6 +73,7 @@ def test_index_links_all_there_is_and_nothing_outside(folder):
         assert not re.search(r'<(?:script|link|img)[^>]*(?:src|href)="(?:https?:)?//', page.read_text())
     assert "figures/01-curve.png" in links_of(folder / "reference/index.html")
     assert "Results of mine are from models that are not part of this project" in index
+    assert "docs/rivals.svg" in links_of(folder / "index.html") and 'id="run"' in index and "make test" in index
     page = (folder / "reference/01_scene_generation.html").read_text()
     assert "as printed &lt;here&gt;" in page and "../index.html" in page
     assert not re.search(r'<(?:script|link|img)[^>]*(?:src|href)="(?:https?:)?//', page)
@@ -106,6 +109,18 @@ def test_several_rows_of_a_metric_are_told_in_one_cell():
     assert matrix.cell("x", [])["chips"] == []
 
 
+def test_a_ledger_is_shown_metric_by_metric_with_a_line_per_place():
+    estimate = Estimate(0.9, 0.8, 1.0, 9)
+    places_of = [("strip_code", "squares"), ("probe_seen_entities", "shapes"), ("strip_code", "objects")]
+    ledgers = [ledger.row(metric, estimate, "02_x", "cell", setting=setting) for metric, setting in places_of]
+    found = {each["metric"]: [line["where"] for line in each["lines"]] for each in matrix.by_metric(ledgers)}
+    assert found == {"probe_seen_entities": ["shapes"], "strip_code": ["squares", "objects"]}
+    assert matrix.by_metric(ledgers)[1]["lines"][0] | {"n": 0} == {
+        "where": "squares", "value": "0.90 [0.80, 1.00]", "n": 0, "verdict": "reproduced"
+    }  # fmt: skip
+    assert matrix.by_metric([]) == []
+
+
 def test_the_claims_are_those_of_the_rules():
     rules = (places.ROOT / "docs/RULES.md").read_text()
     assert [
@@ -127,18 +142,34 @@ def test_the_finding_comes_first_and_in_the_readmes_words(folder):
     assert "arxiv.org/abs/2603.22278" in index
 
 
+def test_what_readme_counts_in_words_is_so():
+    readme, words = (
+        " ".join((places.ROOT / "README.md").read_text().split()),
+        ["", "", "", "three", "four", "five", "six"],
+    )
+    assert f"In {words[len(findings.SHOWN)]} of our small models" in readme
+    assert f"`{DEFAULT}` was trained {words[len(checkpoints.seeds(DEFAULT))]} times" in readme
+    assert (
+        f"{words[len(findings.SOURCES)].capitalize()} things could tell a model which object is on the left" in readme
+    )
+
+
 def test_links_of_the_prose_lead_to_pages_or_are_plain_text(tmp_path):
     text = "[rules](RULES.md#x) [code](../lib/run.py) [home](../README.md) [out](https://a.b/)"
-    text += " ![p](../outputs/m/figures/1.png)"
+    text += " ![p](../outputs/m/figures/1.png) an <unk> or <image> **here**"
     page = prose.html(text, places.ROOT / "docs/RUNNING.md", tmp_path / "docs/RUNNING.html", tmp_path)
     assert 'href="RULES.html#x"' in page and 'href="../index.html"' in page and 'href="https://a.b/"' in page
     assert ">code<" not in page and "code" in page and "<img" not in page
+    assert "an &lt;unk&gt; or &lt;image&gt; <strong>here</strong>" in page
 
 
-def test_every_main_figure_is_made_by_a_notebook():
+def test_every_figure_is_made_by_a_notebook_and_has_a_caption():
     sources = "".join(path.read_text() for path in places.NOTEBOOKS.glob("[0-9]*.ipynb"))
     assert [name for name in gallery.CAPTIONS if f'\\"{name}\\"' not in sources] == []
-    assert all(caption.count(". ") == 0 and caption.endswith(".") for caption in gallery.CAPTIONS.values())
+    saved = set(re.findall(r'\\"(\d\d-[a-z-]+)\\"', sources))
+    assert saved and [name for name in sorted(saved) if not gallery.caption(name)] == []
+    every = (gallery.CAPTIONS | gallery.APPENDIX).values()
+    assert all(caption.count(". ") == 0 and caption.endswith(".") for caption in every)
 
 
 def test_pieces_that_are_missing_are_left_out(folder, capsys):

@@ -38,7 +38,7 @@ CLAIMS = {
         "C5 Lost already when each object is taken alone at its own place",
         "a code of each object's own place",
     ),
-    "backup_beyond_floor": ("C6 The backbone keeps a backup on object tokens", "pairs that are right by luck"),
+    "backup_beyond_floor": ("C6 The backbone keeps a backup on object tokens", "pairs that are right by chance"),
     "repaired_beyond_random": ("C7 Turning up order directions repairs failures", "any push of that size"),
     "net_gain": ("C7 It repairs more than it breaks", "repairs paid for elsewhere"),
 }
@@ -119,7 +119,7 @@ def paper() -> str:
     """The paper's observation and the edits that tell its explanation from its rivals."""
     edit = effects()
     return (
-        f"- **In `{DEFAULT}` the paper's observation holds; a content-free strip code does not explain it.** Interchanging strips with the mirror picture moves the answer {both(edit[2])} of the way (edit 2; left-right and above-below, {pairs_per_axis()} pairs each; the table has fewer), objects alone {both(edit[1])} (edit 1). "
+        f"- **In `{DEFAULT}` strips decide the answer and objects alone do not, as in the paper; but exchanging the strips' background within the picture changes nothing.** Interchanging strips with the mirror picture moves the answer {both(edit[2])} of the way (edit 2; left-right and above-below, {pairs_per_axis()} pairs each; the table has fewer), objects alone {both(edit[1])} (edit 1). "
         f"But exchanging the strips' background *within* the picture, which should flip the answer if it told which strip is which, moves it {both(edit[9].abs())} (edit 9), and all background from the mirror picture {both(edit[5])} (edit 5). Not excluded: a strip code that is tied to the object on the strip. "
         f"This says which source wins, not what is needed: with the background of an empty canvas {both(emptied())} of the answers are still correct."
     )
@@ -143,7 +143,7 @@ def seed_by_seed(table: pd.DataFrame) -> str:
     names = list(seeds(DEFAULT).values())
     scene = [name for name in names if table.loc[name, "B"].min() > 0.5]
     objects = [name for name in names if table.loc[name, "O"].min() > 0.5]
-    return f"- **Trainings of one recipe differ.** Of {len(names)} trainings of `{DEFAULT}`, in {len(scene)} the background wins (B {span(table.loc[scene, 'B'])}), in {len(objects)} the objects (O {span(table.loc[objects, 'O'])}, B at most {two_digits(table.loc[objects, 'B'].abs().max())})."
+    return f"- **Trainings of one recipe differ in what decides.** Of {len(names)} trainings of `{DEFAULT}`, in {len(scene)} the background wins (B {span(table.loc[scene, 'B'])}), in {len(objects)} the objects (O {span(table.loc[objects, 'O'])}, B at most {two_digits(table.loc[objects, 'B'].abs().max())})."
 
 
 def place_and_source(table: pd.DataFrame) -> str:
@@ -185,7 +185,7 @@ def positive_control(table: pd.DataFrame, left: pd.DataFrame) -> str:
     """The planted strip code; table: `rivals`, left: `after_ablation`."""
     own, kept = table.loc["strip_code"], left.loc["strip_code", "accuracy"]
     return (
-        f"- **The test finds a strip code where there is one.** In `strip_code`, built to be the paper's picture read strictly, edit 9 moves the answer {both(own['S'])} of the way; in every other model at most {two_digits(table.drop('strip_code')['S'].abs().max())}. "
+        f"- **Where the background does tell strips apart, the test finds it.** In `strip_code`, built to be the paper's picture read strictly, edit 9 moves the answer {both(own['S'])} of the way; in every other model at most {two_digits(table.drop('strip_code')['S'].abs().max())}. "
         f"And it still answers {both(kept)} correctly after the paper's ordering ablation (background from an empty canvas, each object from a picture where it stands alone in the middle): the empty canvas carries the code, too. So order that is lost there, unless by mere confusion, did not come from such a code."
     )
 
@@ -196,7 +196,7 @@ def by_axis(table: pd.DataFrame, left: pd.DataFrame) -> str:
     vertical, across = (table.xs(axis, level="orientation") for axis in ("vertical", "horizontal"))
     kept = left.xs("vertical", level="orientation")["accuracy"]
     return (
-        f"- **The two axes can rest on different sources.** `{together[0]}` and `{together[1]}` take left-right from the objects (O {two_digits(across.loc[together, 'O'].min())}) and above-below from token places (P {two_digits(vertical.loc[together, 'P'].min())}). "
+        f"- **Left-right and above-below can rest on different sources.** `{together[0]}` and `{together[1]}` take left-right from the objects (O {two_digits(across.loc[together, 'O'].min())}) and above-below from token places (P {two_digits(vertical.loc[together, 'P'].min())}). "
         f"`{apart[0]}` and `{apart[1]}` take left-right from the objects, too, and above-below only in part (O {span(vertical.loc[apart, 'O'])}), partly from elsewhere: {span(kept[apart])} of these answers survive the ablation (chance: 0.50)."
     )
 

@@ -29,11 +29,14 @@ OUTSIDE = re.compile(r'<script[^>]*\bsrc="https?://[^>]*>\s*</script>')  # requi
 BACK = '<nav class="back"><a href="{}">All notebooks, figures and claims</a></nav>'
 PHONE = """<style>
   .back { font: 16px "Helvetica Neue", Arial, sans-serif; margin: 1em; }
+  .back a { color: #005a8e; }
+  .jp-RenderedText pre { word-break: normal; overflow-wrap: anywhere; }
   .jp-RenderedHTMLCommon, .jp-OutputArea-output { overflow-x: auto; max-width: 100%; }
   .jp-Notebook img { max-width: 100%; height: auto; }
   @media (max-width: 640px) {
     .jp-InputPrompt, .jp-OutputPrompt { display: none; }
     body.jp-Notebook { padding: 0 4px; }
+    .jp-OutputArea-output img { max-width: 600px; } /* scrolls sideways: shrunk further, its words cannot be read */
   }
 </style>"""
 
@@ -49,6 +52,8 @@ def main(argv=None) -> None:
         raise UserError(f"{show(places.record())} holds no executed notebook: `make run` makes them")
     make_empty(folder)
     sources = {path.stem: load_notebook(path) for path in places.NOTEBOOKS.glob("[0-9]*.ipynb")}
+    for drawing in (places.ROOT / "docs").glob("*.svg"):
+        files.write_bytes(folder / "docs" / drawing.name, drawing.read_bytes())
     models = [model_pages(name, folder, sources) for name in record.models()]
     documents = [document_page(file, folder) for file in prose.documents()]
     edits = None if chosen.no_edits else playable.write(folder / "edits.html")
@@ -97,7 +102,8 @@ def index_page(folder: Path, models: list[dict], documents: list[dict], edits: b
         models=models,
         documents=documents,
         outsiders=[name for name in record.models() if name not in shipped()],
-        commit=storage.commit(),
+        commands=parts.get("Two commands", ""),
+        commit=(storage.commit() or "unknown")[:12],
         versions=storage.versions(),
     )
 
@@ -117,7 +123,7 @@ def model_pages(name: str, folder: Path, sources: dict[str, Notebook]) -> dict:
             if file.is_file():
                 files.write_bytes(folder / name / "figures" / file.name, file.read_bytes())
         more = [{"href": f"figures/{file.name}", "kind": file.suffix[1:]} for file in beside if file.is_file()]
-        caption = gallery.CAPTIONS.get(picture.stem, "")
+        caption = gallery.caption(picture.stem)
         pictures.append({"src": f"figures/{picture.name}", "id": picture.stem, "more": more, "caption": caption})
     rows = record.rows(name)
     content = {
@@ -127,7 +133,7 @@ def model_pages(name: str, folder: Path, sources: dict[str, Notebook]) -> dict:
         "notebooks": notebooks,
         "figures": pictures,
         "rows": rows,
-        "table": ledger.table(rows).drop(columns="rule").to_dict("records") if rows else [],
+        "metrics": matrix.by_metric(rows),
     }
     rendered("model.html", folder / name / "index.html", open=ledger_claims(), letters=matrix.LETTERS, **content)
     return content

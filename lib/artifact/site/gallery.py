@@ -1,8 +1,8 @@
-"""The main figures of the index, each with the sentence that says how to read it (not what it shows: that differs)."""
+"""Every figure's caption: a sentence that says how to read it (not what it shows: that differs from model to model)."""
 
 from lib.artifact import record
 
-CAPTIONS = {
+CAPTIONS = {  # the main figures, in the order in which the index shows them
     "02-edits": "Nine edits of a picture's image tokens: tinted tokens take vectors from the mirror picture (pink) or "
     "from elsewhere in the picture (orange).",
     "02-fingerprint": "The effect of each explanation's own edit in three kinds of pictures: 1, the answer follows "
@@ -33,6 +33,45 @@ CAPTIONS = {
     "05-table2": "What amplifying the order directions repairs and breaks, beside random directions and the paper's "
     "values.",
 }
+
+APPENDIX = {  # shown on the pages of the models only
+    "01-battery": "The competence battery: share of correct answers by layout and direction.",
+    "01-behaviour": "Share of correct answers by kind of picture and direction; open marks, the paper's.",
+    "01-errors": "Naturalistic pictures that were answered wrongly in at least one order of the two options.",
+    "01-gallery": "One picture of each kind that the notebooks use.",
+    "01-pairs": "The pictures that are compared: last-token pair, mirrored pair, and those of the ordering ablation.",
+    "01-token-sets": "Sets of image tokens that the edits read and write: objects, a strip, its background, at random.",
+    "02-encoder": "The four edits made inside the vision encoder, layer by layer: where the background or the objects "
+    "come to hold the order.",
+    "03-components-attention": "Where the strongest heads look from the last token, in both pictures of a pair; the "
+    "outlined object is at the place that the question asks for.",
+    "03-components-checks": "The strongest heads patched together, and cut off from the picture, beside as many random "
+    "other heads.",
+    "03-knockout": "The last token is cut off from a set of image tokens, in one layer (top) or from a layer on "
+    "(bottom): how much probability the correct answer loses.",
+    "03-probes-embeddings": "Accuracy of probes for the place in the line, by the paper's recipe and at the optimum, "
+    "with what the probe can learn without order.",
+    "03-probes-slots": "The same probes at every slot, with order intact and removed from the embeddings.",
+    "03-same-question": "Last-token patching where both runs ask the same question about different places.",
+    "04-dose": "Objects interchanged together with more and more background tokens: of the strips, or at random.",
+    "04-maps-elsewhere": "The probe's maps on photographs, on grids and on pictures without objects: bands there are "
+    "place on the canvas, not order.",
+    "04-necessity": "Order is removed from some image tokens only: what the answer loses.",
+    "04-places": "The lines that stand elsewhere, in which place in the line and place on the canvas disagree.",
+    "04-profiles": "The probe's maps as curves along the axis, background tokens only.",
+    "04-readings": "Tokens whose place in the line and place on the canvas disagree: which of the two the probe reads.",
+    "04-shifted-lines": "Probes on lines that stand elsewhere, beside the model's own answers to the same pictures.",
+    "04-strip-score-photographs": "The strip scores again, on photographs.",
+    "04-sufficiency": "Parts of the mirror picture put into the clean one, objects against background.",
+    "05-ablations": "What other choices of directions, tokens and slots repair and break, beside random directions.",
+    "05-dose": "Repaired, broken and strict accuracy by amplification alpha; grey bars, random directions.",
+    "05-gallery": "Items repaired and broken, with the probability of the correct answer before and after.",
+}
+
+
+def caption(figure: str) -> str:
+    """The caption of a figure by its id; empty for a figure of somebody's own."""
+    return CAPTIONS.get(figure) or APPENDIX.get(figure, "")
 
 
 def pictures(model: str) -> list[dict]:

@@ -1,4 +1,4 @@
-"""The verdict matrix: claims down, models across, each cell coloured and lettered, with value and interval."""
+"""Verdicts as tables: claims by models, coloured and lettered; and all that was measured of one model."""
 
 from collections import Counter
 
@@ -39,6 +39,20 @@ def rows(ledgers: dict[str, list[dict]]) -> list[dict]:
                 "cells": [cell(model, found) for model, found in cells.items()],
             }
         )
+    return out
+
+
+def by_metric(rows: list[dict]) -> list[dict]:
+    """One model's ledger, metric by metric: what is measured, the paper's value, and a line per place.
+
+    rows: of one ledger. Each line has where, value (with its interval), n and verdict.
+    """
+    table, out = ledger.table(rows), []
+    for metric, measure in ledger.by_claim():
+        own = table[table["metric"] == metric] if rows else table
+        if len(own):
+            lines = own[["where", "value", "n", "verdict"]].to_dict("records")
+            out.append({"claim": measure.claim, "metric": metric, "measure": measure, "lines": lines})
     return out
 
 

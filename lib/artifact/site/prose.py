@@ -2,6 +2,7 @@
 
 import os
 import re
+from html import escape
 from pathlib import Path
 
 from nbconvert.filters import markdown2html
@@ -10,6 +11,11 @@ from lib.engine.embedded import DEFAULT
 from lib.places import ROOT
 
 LINK = re.compile(r'<a href="(?P<to>[^"]*)"[^>]*>(?P<text>.*?)</a>', re.S)
+TAG = re.compile(r"</?(\w+)[^<>]*>")
+TAGS = set(
+    "a blockquote br code del div em h1 h2 h3 h4 h5 h6 hr img li ol p pre span strong "
+    "table tbody td th thead tr ul".split()
+)
 PICTURE = re.compile(r'<img src="(?P<to>[^"]*)"[^>]*>')
 
 
@@ -63,7 +69,10 @@ def html(markdown: str, source: Path, page: Path, site: Path) -> str:
         leads = target(found["to"])
         return found[0].replace(found["to"], leads) if leads else ""
 
-    text = PICTURE.sub(picture, LINK.sub(link, markdown2html(markdown)))
+    def tag(found: re.Match) -> str:  # <unk> in a sentence is a word of it; browsers take <image> for a picture
+        return found[0] if found[1] in TAGS else escape(found[0], quote=False)
+
+    text = PICTURE.sub(picture, LINK.sub(link, TAG.sub(tag, markdown2html(markdown))))
     text = text.replace('<a class="anchor-link"', '<a hidden class="anchor-link"')
     return text.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>")
 
@@ -74,8 +83,8 @@ def in_site(path: str) -> str | None:
     match parts:
         case ("README.md",):
             return "index.html"
-        case ("docs", name) if name.endswith(".md"):
-            return f"docs/{Path(name).stem}.html"
+        case ("docs", name):
+            return f"docs/{Path(name).stem}.html" if name.endswith(".md") else f"docs/{name}"
         case ("notebooks", name):
             return f"{DEFAULT}/{Path(name).stem}.html"
         case ("outputs", model, "notebooks", name):
