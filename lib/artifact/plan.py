@@ -2,10 +2,11 @@
 
 from lib.engine.embedded import MODELS
 
-# beside the default model: notebook 05, which takes long, also runs on these
-ENHANCED = ("qwen_style", "pixtral_style", "joint")
+# Beside what lib/engine/embedded.py lists: 05, which takes long, on models with other position schemes; 03 on the one
+# that stands for Gemma's scheme, the components of which no staged model shows yet.
+MORE = {"qwen_style": ("05",), "pixtral_style": ("05",), "joint": ("05",), "gemma_joint": ("03",)}
 PLAN = {
-    model.name: (*model.notebooks, "05") if model.name in ENHANCED else model.notebooks
+    model.name: model.notebooks if model.notebooks is None else (*model.notebooks, *MORE.get(model.name, ()))
     for model in MODELS
     if model.notebooks != ()
 }

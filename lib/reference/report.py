@@ -121,7 +121,7 @@ Share of correct answers (the most probable token of the whole vocabulary) with 
 
 ## How it was made
 
-`python -m lib.reference.courses`, then `python -m lib.reference.train {recipe_name}{f" --seed {seed}" if seed else ""}`: {spent(folder)} (several trainings shared one GPU, the last stage of staged models one CPU core). {f"It starts from the weights of `{recipe.start}`. " if recipe.start else ""}Muon (0.02 x rate) on weight matrices, AdamW (0.002 x rate) on embeddings, head, norms and biases, warm-up of 100 steps, linear decay to zero. Loss and accuracies along the way: `training.jsonl`.
+`python -m lib.reference.courses`, then `python -m lib.reference.train {recipe_name}{f" --seed {seed}" if seed else ""}`: {spent(folder)} ({"on one CPU core" if recipe.start else "several trainings shared one GPU, the last stage of staged models one CPU core"}). {f"It starts from the weights of `{recipe.start}`. " if recipe.start else ""}Muon (0.02 x rate) on weight matrices, AdamW (0.002 x rate) on embeddings, head, norms and biases, warm-up of 100 steps, linear decay to zero. Loss and accuracies along the way: `training.jsonl`.
 
 {stage_table(recipe)}
 
