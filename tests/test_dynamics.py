@@ -198,6 +198,23 @@ def test_shipped_tables_are_whole(name):
     assert "left-right:" in dynamics.in_words(table) and "above-below:" in dynamics.in_words(table)
 
 
+def test_the_opening_of_the_notebook_says_what_the_tables_say():
+    """Its `In short`, sentence by sentence; whoever measures anew and sees this fail has to write it anew."""
+    split, redundant, gemma = (dynamics.read(name) for name in ("split", "redundant", "gemma_style"))
+    later, earlier = (dynamics.sign_learned(split, axis) for axis in ("horizontal", "vertical"))
+    assert later == earlier + 1 and dynamics.of(split, "place", "horizontal").iloc[0]["low"] > 0.9
+    for table, axis, source in ((split, "horizontal", "O"), (split, "vertical", "P"), (redundant, "horizontal", "P"),
+                                (redundant, "vertical", "P")):  # fmt: skip
+        place = dynamics.sign_learned(table, axis)
+        since = dynamics.of(table, "sign", axis).iloc[place]["lessons"]
+        found = dynamics.winners(table, axis)
+        assert set(found[found["lessons"] >= since]["winner"]) == {source}
+    assert all(dynamics.sign_learned(redundant, axis) == 0 for axis in ("horizontal", "vertical"))
+    assert [dynamics.sign_learned(gemma, axis) for axis in ("horizontal", "vertical")] == [None, None]
+    assert dynamics.of(gemma, "sign", "vertical").iloc[-1]["low"] > 0.5
+    assert dynamics.winners(gemma, "vertical")["winner"].iloc[-1] == "B"
+
+
 def test_a_missing_table_is_told():
     with pytest.raises(UserError, match="nobody.csv is missing: measured are"):
         dynamics.read("nobody")
@@ -236,12 +253,12 @@ def test_snapshots_are_read_like_shipped_models(finished, tmp_path):
 
 
 def test_a_training_from_another_model_begins_with_that_model(tmp_path):
-    """`redundant` starts from `joint`."""
+    """`redundant` starts from another model's weights."""
     assert architectures.SIZES["cpu"] is FULL
     where = train.Files(tmp_path, tmp_path)
     began = measuring.state(RECIPES["redundant"], 0, measuring.Snapshot(0, 0), where).state_dict()
-    other = train.load_file(places.MODELS / "joint/model.safetensors")
-    assert RECIPES["redundant"].start == "joint" and other.keys() == began.keys()
+    other = train.load_file(places.MODELS / RECIPES["redundant"].start / "model.safetensors")
+    assert other.keys() == began.keys()
     for name, weight in other.items():
         if weight.any():  # what is zero there it has not learned
             torch.testing.assert_close(began[name], weight.float(), atol=0, rtol=0)
