@@ -119,7 +119,7 @@ def paper() -> str:
     """The paper's observation and the edits that tell its explanation from its rivals."""
     edit = effects()
     return (
-        f"- **In `{DEFAULT}` strips decide the answer and objects alone do not, as in the paper; but exchanging the strips' background within the picture changes nothing.** Interchanging strips with the mirror picture moves the answer {both(edit[2])} of the way (edit 2; left-right and above-below, {pairs_per_axis()} pairs each; the table has fewer), objects alone {both(edit[1])} (edit 1). "
+        f"- **In `{DEFAULT}` strips decide and objects alone do not, as in the paper; but exchanging the strips' background within the picture changes nothing.** Interchanging strips with the mirror picture moves the answer {both(edit[2])} of the way (edit 2; left-right and above-below, {pairs_per_axis()} pairs each; the table has fewer), objects alone {both(edit[1])} (edit 1). "
         f"But exchanging the strips' background *within* the picture, which should flip the answer if it told which strip is which, moves it {both(edit[9].abs())} (edit 9), and all background from the mirror picture {both(edit[5])} (edit 5). Not excluded: a strip code that is tied to the object on the strip. "
         f"This says which source wins, not what is needed: with the background of an empty canvas {both(emptied())} of the answers are still correct."
     )
@@ -186,7 +186,7 @@ def positive_control(table: pd.DataFrame, left: pd.DataFrame) -> str:
     own, kept = table.loc["strip_code"], left.loc["strip_code", "accuracy"]
     return (
         f"- **Where the background does tell strips apart, the test finds it.** In `strip_code`, built to be the paper's picture read strictly, edit 9 moves the answer {both(own['S'])} of the way; in every other model at most {two_digits(table.drop('strip_code')['S'].abs().max())}. "
-        f"And it still answers {both(kept)} correctly after the paper's ordering ablation (background from an empty canvas, each object from a picture where it stands alone in the middle): the empty canvas carries the code, too. So order that is lost there, unless by mere confusion, did not come from such a code."
+        f"And it still answers {both(kept)} correctly after the paper's ordering ablation (background from an empty canvas, each object from a picture of its own): the empty canvas carries the code, too. So order that is lost there, unless by mere confusion, did not come from it."
     )
 
 
@@ -196,9 +196,8 @@ def by_axis(table: pd.DataFrame, left: pd.DataFrame) -> str:
     vertical, across = (table.xs(axis, level="orientation") for axis in ("vertical", "horizontal"))
     kept = left.xs("vertical", level="orientation")["accuracy"]
     return (
-        f"- **Left-right and above-below can rest on different sources.** `{together[0]}` and `{together[1]}` take left-right from the objects (O {two_digits(across.loc[together, 'O'].min())}) and above-below from token places (P {two_digits(vertical.loc[together, 'P'].min())}). "
-        f"`{apart[0]}` and `{apart[1]}` take left-right from the objects, too, and above-below only in part (O {span(vertical.loc[apart, 'O'])}), partly from elsewhere: {span(kept[apart])} of these answers survive the ablation (chance: 0.50)."
-        + planted_apart(table)
+        f"- **Left-right and above-below can rest on different sources.** `{together[0]}` and `{together[1]}` take left-right from the objects (O {two_digits(across.loc[together, 'O'].min())}), above-below from token places (P {two_digits(vertical.loc[together, 'P'].min())}){planted_apart(table)}. "
+        f"`{apart[0]}` and `{apart[1]}` take left-right from the objects and above-below in part (O {span(vertical.loc[apart, 'O'])}): {span(kept[apart])} of these answers survive the ablation (chance: 0.50)."
     )
 
 
@@ -207,7 +206,7 @@ def planted_apart(table: pd.DataFrame, name: str = "split") -> str:
     if name not in table.index.get_level_values(0):
         return ""
     largest = [f"{table.loc[(name, axis)].idxmax()} {two_digits(table.loc[(name, axis)].max())}" for axis in AXES]
-    return f" The edits tell such axes apart: in `{name}`, whose encoder knows columns only and whose backbone rows only, the largest effects are {largest[0]} on left-right and {largest[1]} on above-below."
+    return f"; in `{name}`, built with columns in the encoder and rows in the backbone, {largest[0]} and {largest[1]} are largest"
 
 
 def strips_unused(model: str = "qwen_style") -> str:
