@@ -186,7 +186,7 @@ def positive_control(table: pd.DataFrame, left: pd.DataFrame) -> str:
     own, kept = table.loc["strip_code"], left.loc["strip_code", "accuracy"]
     return (
         f"- **Where the background does tell strips apart, the test finds it.** In `strip_code`, built to be the paper's picture read strictly, edit 9 moves the answer {both(own['S'])} of the way; in every other model at most {two_digits(table.drop('strip_code')['S'].abs().max())}. "
-        f"And it still answers {both(kept)} correctly after the paper's ordering ablation (background from an empty canvas, each object from a picture of its own): the empty canvas carries the code, too. So order that is lost there, unless by mere confusion, did not come from it."
+        f"And it still answers {both(kept)} correctly after the paper's ordering ablation (background from an empty canvas, each object from a picture where it stands alone in the middle): the empty canvas carries the code, too. So order that is lost there, unless by mere confusion, did not come from it."
     )
 
 
@@ -197,7 +197,7 @@ def by_axis(table: pd.DataFrame, left: pd.DataFrame) -> str:
     kept = left.xs("vertical", level="orientation")["accuracy"]
     return (
         f"- **Left-right and above-below can rest on different sources.** `{together[0]}` and `{together[1]}` take left-right from the objects (O {two_digits(across.loc[together, 'O'].min())}), above-below from token places (P {two_digits(vertical.loc[together, 'P'].min())}){planted_apart(table)}. "
-        f"`{apart[0]}` and `{apart[1]}` take left-right from the objects and above-below in part (O {span(vertical.loc[apart, 'O'])}): {span(kept[apart])} of these answers survive the ablation (chance: 0.50)."
+        f"`{apart[0]}` and `{apart[1]}` take left-right from the objects and above-below in part (O {span(vertical.loc[apart, 'O'])}): {span(kept[apart])} of these answers survive the ablation (chance: 0.50), which no single edit explains."
     )
 
 
@@ -268,11 +268,11 @@ def schemes() -> str:
     said = published_counts.scheme_verdict(compared)
     differ = (compared["compared"] == "differs").any()
     head = (
-        "The position scheme alone does not decide which axis survives."
+        "Nothing shows that the position scheme decides which axis survives."
         if differ
         else "Does the position scheme decide which axis survives?"
     )
-    return f"- **{head}** The paper's counts on published checkpoints, per axis on Squares after its ablation, beside the embedded models of the same class ({' or '.join(map(str, sorted(compared['total'].unique())))} questions each): {said}"
+    return f"- **{head}** The paper's counts on published checkpoints, per axis on Squares after its ablation, beside the embedded models of the same class ({' or '.join(map(str, sorted(compared['total'].unique())))} questions each): {said} How many answers of a checkpoint name neither candidate is not known, so that its order may be lost to confusion."
 
 
 def sources() -> str:
