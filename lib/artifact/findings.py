@@ -223,7 +223,8 @@ def enhancement() -> str:
         for row in own:
             if row["metric"] == "repaired_beyond_random" and not row.get("axis"):
                 verdicts.append(row["verdict"])
-                said.append(f"`{name}` {ledger.in_figures(row)} of {row['n']} failures, {row['verdict']}")
+                cost = f" ({broken(name)})" if row["verdict"] == "reproduced" else ""
+                said.append(f"`{name}` {ledger.in_figures(row)} of {row['n']} failures, {row['verdict']}{cost}")
     repairing = verdicts.count("reproduced")
     head = (
         f"Turning up order directions repairs more than a random push in {repairing} of {len(verdicts)} models."
@@ -231,6 +232,14 @@ def enhancement() -> str:
         else "Turning up order directions is not shown to repair more than a random push."
     )
     return f"- **{head}** Share of failures repaired along the exact probe's directions, minus that along random ones of equal size (C7, both axes together): {'; '.join(said)}."
+
+
+def broken(model: str) -> str:
+    """What the directions of the exact probe break, beside the random sets of equal size."""
+    table = record.table(model, "tables/enhancement.csv")
+    table = table[table["alpha"] == table["alpha"].max()].drop_duplicates("condition").set_index("condition")["broken"]
+    sets = table[table.index.str.match(r"random \d+$")]
+    return f"it breaks {two_digits(table['exact probe'])} of the correct answers, the random sets {span(sets)}"
 
 
 def positions() -> str:
