@@ -323,12 +323,12 @@ def test_the_key_knows_all_that_a_run_is_made_from(house, monkeypatch):
     keys.append(key(house))
     save_file({"w": np.arange(1, 7.0)}, house / "models/reference/model.safetensors")
     keys.append(key(house))
-    monkeypatch.setattr("lib.artifact.digests.code", lambda sources: {"lib.parts": "another"})
-    staleness._one_digest.cache_clear()
+    monkeypatch.setattr("lib.artifact.digests.code", lambda *sources, **options: {"lib.parts": "another"})
+    staleness.code_digest.cache_clear()
     keys.append(key(house))
     monkeypatch.setattr(storage, "versions", lambda: {"torch": "another"})
     keys.append(key(house))
-    staleness._one_digest.cache_clear()
+    staleness.code_digest.cache_clear()
     assert len(set(keys)) == 6
 
 

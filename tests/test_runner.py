@@ -11,6 +11,7 @@ import time
 
 import nbformat
 import numpy as np
+import papermill
 import pytest
 from safetensors.numpy import save_file
 
@@ -67,6 +68,20 @@ def run(house, *words):
 def log(house, model="reference"):
     path = house / f"{model}.log"
     return path.read_text().splitlines() if path.exists() else []
+
+
+def test_a_kernel_that_dies_before_it_starts_is_started_once_more(house, monkeypatch, capsys):
+    started, start = [], papermill.execute_notebook
+
+    def failing(*arguments, **options):
+        started.append(1)
+        if len(started) == 1:
+            raise RuntimeError("Kernel died before replying to kernel_info")
+        return start(*arguments, **options)
+
+    monkeypatch.setattr(papermill, "execute_notebook", failing)
+    assert main(["--notebooks", "02"], house / "notebooks", house / "models") == 0
+    assert len(started) == 2
 
 
 def test_runs_skips_and_runs_again(house, capsys):

@@ -21,6 +21,7 @@ from lib.places import show
 PATIENCE = (
     600  # seconds for a kernel to start or to hand over output; on a busy machine papermill's 60 and 4 are not enough
 )
+NO_START = "Kernel died before replying"  # of nbclient
 
 
 def execute(
@@ -98,15 +99,23 @@ def run_cells(notebook: Notebook, draft: Path, given: dict, bar: bool) -> None:
 
     from lib.artifact.kernel import ThisPython
 
-    papermill.execute_notebook(
-        notebook.path,
-        draft,
-        {name: value for name, value in given.items() if value != notebook.parameters[name]},
-        kernel_name="python3",
-        language="python",
-        kernel_manager_class=ThisPython,
-        cwd=notebook.path.parent,
-        progress_bar=bar,
-        start_timeout=PATIENCE,
-        iopub_timeout=PATIENCE,
-    )
+    def run() -> None:
+        papermill.execute_notebook(
+            notebook.path,
+            draft,
+            {name: value for name, value in given.items() if value != notebook.parameters[name]},
+            kernel_name="python3",
+            language="python",
+            kernel_manager_class=ThisPython,
+            cwd=notebook.path.parent,
+            progress_bar=bar,
+            start_timeout=PATIENCE,
+            iopub_timeout=PATIENCE,
+        )
+
+    try:
+        run()
+    except RuntimeError as error:  # kernels that start at the same moment may take the same port; no cell has run yet
+        if NO_START not in str(error):
+            raise
+        run()
