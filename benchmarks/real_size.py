@@ -55,8 +55,7 @@ def true_words():
     """Qwen's tokenizer with its chat template, as the tests read it; None where its package is not installed."""
     if find_spec("dashscope") is None:
         return None
-    sys.path.append(str(places.ROOT / "tests"))  # tests import each other by their plain names
-    from test_tokenizers import FOUND, qwen
+    from tests.test_tokenizers import FOUND, qwen  # slow to import, and --small does not need it
 
     words = qwen()
     words.chat_template = FOUND["qwen2-vl"].chat

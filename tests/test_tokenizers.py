@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 from PIL import Image
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -28,6 +27,7 @@ from lib.errors import UserError
 from lib.stimuli.grids import GRIDS
 from lib.stimuli.questions import DIRECTIONS, SETTINGS, SYSTEM_TEXT, neighbour_question, side_question, whatsup_question
 from lib.stimuli.scenes import OBJECT_NAMES, entities
+from tests import tiny
 
 # Words of What'sUp's photographs and of the COCO-spatial questions
 WHATSUP = ("mug", "bowl", "cup", "fork", "book", "chair", "table")

@@ -167,7 +167,7 @@ def follows(table: pd.DataFrame, axis: str) -> str:
     return f"{said}; {change[0]} is replaced by {change[1]}" if change else said
 
 
-def around(table: pd.DataFrame, axis: str, rows: pd.DataFrame) -> str:
+def before_and_after(table: pd.DataFrame, axis: str, rows: pd.DataFrame) -> str:
     """Values at the snapshot before the sign is learned, at that one, and at the end; at the first and at the end where
     it was there from the first on or was not learned.
 
@@ -179,28 +179,28 @@ def around(table: pd.DataFrame, axis: str, rows: pd.DataFrame) -> str:
     return f"{figures_of(rows.iloc[place - 1])} before, {figures_of(rows.iloc[place])} then, {last} at the end"
 
 
-def answers_around(table: pd.DataFrame, axis: str) -> str:
+def correct_answers(table: pd.DataFrame, axis: str) -> str:
     """Correct answers of the battery before and after the sign is learned."""
     rows = on_white(table)
-    return f"correct answers of the battery: {around(table, axis, rows[rows['axis'] == axis])}"
+    return f"correct answers of the battery: {before_and_after(table, axis, rows[rows['axis'] == axis])}"
 
 
-def left_around(table: pd.DataFrame, axis: str) -> str:
+def left_by_ablation(table: pd.DataFrame, axis: str) -> str:
     """Correct answers after the last step of the ladder, the paper's ablation."""
-    rows = of(table, "correct", axis, STEPS[-1])
-    return f"correct with each object from a picture where it stands alone in the middle: {around(table, axis, rows)}"
+    values = before_and_after(table, axis, of(table, "correct", axis, STEPS[-1]))
+    return f"correct with each object from a picture where it stands alone in the middle: {values}"
 
 
-def place_around(table: pd.DataFrame, axis: str) -> str:
+def place_readout(table: pd.DataFrame, axis: str) -> str:
     """How well the place along an axis is read from an object's own token before and after the sign is learned."""
     what = "column" if axis == "horizontal" else "row"
-    return f"R2 of an object's {what}: {around(table, axis, of(table, 'place', axis))}"
+    return f"R2 of an object's {what}: {before_and_after(table, axis, of(table, 'place', axis))}"
 
 
 def in_words(table: pd.DataFrame) -> list[str]:
     """Lines of text, an axis after the other: when the sign was learned, what the answer follows, correct answers, what
     the ablation leaves, readout of place."""
-    parts, lines = (when, follows, answers_around, left_around, place_around), []
+    parts, lines = (when, follows, correct_answers, left_by_ablation, place_readout), []
     for axis in ORIENTATIONS:
         said = [part(table, axis) for part in parts]
         lines += [
