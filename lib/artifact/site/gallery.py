@@ -41,22 +41,31 @@ APPENDIX = {  # shown on the pages of the models only
     "01-gallery": "One picture of each kind that the notebooks use.",
     "01-pairs": "The pictures that are compared: last-token pair, mirrored pair, and those of the ordering ablation.",
     "01-token-sets": "Sets of image tokens that the edits read and write: objects, a strip, its background, at random.",
+    "02-ladder-steps": "The steps of the ladder on one picture: where each image token gets its vector from.",
     "02-encoder": "The four edits made inside the vision encoder, layer by layer: where the background or the objects "
     "come to hold the order.",
+    "03-components-schematic": "How components are patched: the last token, or the reference's word, of the other run.",
     "03-components-attention": "Where the strongest heads look from the last token, in both pictures of a pair; the "
     "outlined object is at the place that the question asks for.",
     "03-components-checks": "The strongest heads patched together, and cut off from the picture, beside as many random "
     "other heads.",
+    "03-interchange-schematic": "How the objects' tokens of the mirror picture go to the other side of the clean one.",
     "03-knockout": "The last token is cut off from a set of image tokens, in one layer (top) or from a layer on "
     "(bottom): how much probability the correct answer loses.",
+    "03-knockout-schematic": "How the last token is cut off from a set of image tokens in one layer.",
+    "03-last-token-schematic": "How the last token is patched: the other run's vector, at one slot after another.",
     "03-probes-embeddings": "Accuracy of probes for the place in the line, by the paper's recipe and at the optimum, "
     "with what the probe can learn without order.",
     "03-probes-slots": "The same probes at every slot, with order intact and removed from the embeddings.",
     "03-same-question": "Last-token patching where both runs ask the same question about different places.",
+    "03-text-codes-schematic": "How a word of the question is patched: the reference's word of the other run.",
     "04-dose": "Objects interchanged together with more and more background tokens: of the strips, or at random.",
+    "04-dose-schematic": "The tokens of the clean picture that take vectors of the mirror picture, with eight of the "
+    "background.",
     "04-maps-elsewhere": "The probe's maps on photographs, on grids and on pictures without objects: bands there are "
     "place on the canvas, not order.",
     "04-necessity": "Order is removed from some image tokens only: what the answer loses.",
+    "04-necessity-schematic": "The tokens from which order is removed, part by part.",
     "04-places": "The lines that stand elsewhere, in which place in the line and place on the canvas disagree.",
     "04-profiles": "The probe's maps as curves along the axis, background tokens only.",
     "04-readings": "Tokens whose place in the line and place on the canvas disagree: which of the two the probe reads.",
@@ -64,6 +73,8 @@ APPENDIX = {  # shown on the pages of the models only
     "04-strip-score-photographs": "The strip scores again, on photographs.",
     "04-sufficiency": "Parts of the mirror picture put into the clean one, objects against background.",
     "05-ablations": "What other choices of directions, tokens and slots repair and break, beside random directions.",
+    "05-amplified-schematic": "Amplification of all image tokens of a picture, and of the vectors of two objects.",
+    "05-attention-schematic": "The attention from the last token to the image tokens, which is scaled in all layers.",
     "05-dose": "Repaired, broken and strict accuracy by amplification alpha; grey bars, random directions.",
     "05-gallery": "Items repaired and broken, with the probability of the correct answer before and after.",
     "06-split": "Training of split: when it answers, and which source decides, by lessons seen.",
