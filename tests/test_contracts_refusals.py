@@ -127,8 +127,8 @@ def test_a_planted_model_has_no_certificate():
 def test_questions_that_cannot_be_asked(vlm):
     with pytest.raises(UserError, match="contains <image>, which stands for a picture"):
         vlm.tokens(["the color of <image> is"])
-    with pytest.raises(UserError, match="has 512 positions, and this prompt has .* tokens"):
-        vlm.tokens(["red " * 600])
+    with pytest.raises(UserError, match="has 1024 positions, and this prompt has .* tokens"):
+        vlm.tokens(["red " * 1100])
 
 
 @pytest.mark.parametrize("alpha", [np.nan, np.inf])

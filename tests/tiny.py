@@ -79,7 +79,7 @@ def _text(vocabulary: int, **more) -> dict:
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=8,
-        max_position_embeddings=512,
+        max_position_embeddings=1024,
         pad_token_id=1,
         bos_token_id=0,
         eos_token_id=1,
