@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader
 from PIL import Image
+from transformers.utils import logging
 
 from lib import files
 from lib.analysis import fingerprint, studies
@@ -125,6 +126,7 @@ def write(file: Path = FILE, names: Sequence[str] | None = None) -> Path | None:
 def main(argv=None) -> None:
     parser = argparse.ArgumentParser(prog="python -m lib.artifact.site.playable", description=__doc__)
     parser.add_argument("file", nargs="?", type=Path, default=FILE, help="default: site/edits.html")
+    logging.disable_progress_bar()  # of every file of weights that is read
     file = write(parser.parse_args(argv).file)
     print(f"open {show(file)}" if file else "no model of this page is in data/models: nothing written")
 
