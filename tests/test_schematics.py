@@ -44,7 +44,7 @@ def test_partial_ablations_tint_what_they_replace():
 
 def test_a_patch_joins_the_same_words_of_both_questions():
     for pair in last_token_pairs("squares", GRID, n=1):
-        rows = [Shown.of("", item, GRID) for item in (pair.clean, pair.counterfactual)]
+        rows = [Shown.of("", item.scene, item.question, GRID) for item in (pair.clean, pair.counterfactual)]
         for row, item in zip(rows, (pair.clean, pair.counterfactual), strict=True):
             assert row.tokens[schematics._place(row, item, "last")] == LAST
             assert row.tokens[schematics._place(row, item, "reference")] == item.candidates[-1]
@@ -61,16 +61,13 @@ def test_an_object_interchange_crosses_the_sides(monkeypatch):
 
 
 def test_long_questions_keep_both_ends():
-    class Long:
-        scene, question = PAIR.clean.scene, " ".join(map(str, range(40)))
-
-    tokens = Shown.of("", Long, GRID).tokens
+    tokens = Shown.of("", PAIR.clean.scene, " ".join(map(str, range(40))), GRID).tokens
     assert tokens[1] == "0" and tokens[-2:] == ("39", LAST) and "..." in tokens and len(tokens) <= 16
 
 
 def test_arrows_of_every_kind_are_drawn():
     for kind in schematics.KINDS:
-        row = Shown.of("one run", PAIR.clean, GRID)
+        row = Shown.of("one run", PAIR.clean.scene, PAIR.clean.question, GRID)
         figure = schematics.runs([row], [Arrow((0, 0, 1), (0, 3, 2), kind)], 4)
         assert sum(isinstance(each, mpl.patches.ConnectionPatch) for each in figure.get_children()) == 1
 

@@ -24,7 +24,7 @@ from lib.artifact.figures import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, VERMI
 from lib.patching.edits import Interchange
 from lib.stimuli.grids import Grid
 from lib.stimuli.pairs import Pair
-from lib.stimuli.questions import Item
+from lib.stimuli.questions import Item, Picture, SideItem
 from lib.stimuli.token_sets import PARTS, background, part_tokens
 
 SOURCES = {  # where an image token's vector comes from: colour and hatching
@@ -120,11 +120,14 @@ class Shown:
     answer: str
 
     @classmethod
-    def of(cls, title: str, item: Item, grid: Grid, answer: str = "", image: Sequence[str] = (IMAGE,)) -> Shown:
-        """An item as a row; image: names for its image tokens. Of long questions both ends are shown."""
-        words = item.question.split()
+    def of(
+        cls, title: str, scene: Picture, question: str, grid: Grid, answer: str = "", image: Sequence[str] = (IMAGE,)
+    ) -> Shown:
+        """A question about a scene as a row; image: names for its image tokens. Of long questions both ends are
+        shown."""
+        words = question.split()
         words = words if len(words) <= LONGEST else [*words[: LONGEST // 2], "...", *words[-(LONGEST // 2) :]]
-        return cls(title, item.scene.image(grid.canvas), (*image, *words, LAST), answer)
+        return cls(title, scene.image(grid.canvas), (*image, *words, LAST), answer)
 
 
 @dataclass(frozen=True)
@@ -183,10 +186,7 @@ def _drawn(figure, axes, arrow: Arrow) -> None:
 def patched(pair: Pair, grid: Grid, slots: int, tokens: Sequence[str] = ("last",)):
     """A token of a pair's counterfactual run goes into the clean run at one slot: "last", or the word of the
     "reference"; two tokens are two patches. Returns the figure."""
-    rows = [
-        Shown.of("clean", pair.clean, grid, "\n".join(_roles(pair))),
-        Shown.of("counterfactual", pair.counterfactual, grid),
-    ]
+    rows = _rows(pair, grid, "counterfactual")
     slot, arrows, both = slots // 2, [], (pair.counterfactual, pair.clean)
     for token in tokens:
         source, target = (_place(row, item, token) for row, item in zip(rows[::-1], both, strict=True))
@@ -202,31 +202,31 @@ def _place(row: Shown, item: Item, token: str) -> int:
     return next(k for k, word in enumerate(row.tokens) if word.strip("?.,") == reference)
 
 
-def _roles(pair: Pair) -> list[str]:
-    return [f"{role}: {word}" for role, word in zip(pair.roles, pair.candidates, strict=True)]
+def _rows(pair: Pair, grid: Grid, other: str, image: Sequence[str] = (IMAGE,)) -> list[Shown]:
+    """Both runs of a pair, the clean one with the entities that are read; other: what the second one is called."""
+    read = "\n".join(f"{role}: {word}" for role, word in zip(pair.roles, pair.candidates, strict=True))
+    both = (("clean", pair.clean, read), (other, pair.counterfactual, ""))
+    return [Shown.of(name, item.scene, item.question, grid, answer, image) for name, item, answer in both]
 
 
 def object_interchange(pair: Pair, grid: Grid, slots: int):
     """The outer objects' tokens of the mirror picture go to the other side of the clean one; returns the figure."""
-    rows = [
-        Shown.of("clean", pair.clean, grid, "\n".join(_roles(pair)), OBJECTS),
-        Shown.of("mirror", pair.counterfactual, grid, "", OBJECTS),
-    ]
+    rows = _rows(pair, grid, "mirror", OBJECTS)
     slot = slots // 2
     return runs(rows, [Arrow((1, 2, slot), (0, 0, slot)), Arrow((1, 0, slot), (0, 2, slot))], slots)
 
 
-def last_token_reads(item: Item, grid: Grid, slots: int, kind: str):
+def last_token_reads(scene: Picture, question: str, grid: Grid, slots: int, kind: str):
     """The last token looks at image tokens, in one layer; kind "cut" or "scale". Returns the figure."""
     image = OBJECTS if kind == "cut" else (IMAGE,)
-    row, slot = Shown.of("one run", item, grid, "", image), slots // 2
+    row, slot = Shown.of("one run", scene, question, grid, "", image), slots // 2
     return runs([row], [Arrow((0, 0, slot), (0, len(row.tokens) - 1, slot + 1), kind)], slots)
 
 
 # --- amplification --------------------------------------------------------------------------------------------
 
 
-def amplified(item: Item, grid: Grid, vectors: Tensor, direction: Tensor, alpha: float):
+def amplified(item: SideItem, grid: Grid, vectors: Tensor, direction: Tensor, alpha: float):
     """All image tokens of a picture are amplified; beside it two real vectors before and after, in the plane of the
     direction and of what is left of the vector without it. Returns the figure.
 
