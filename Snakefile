@@ -15,7 +15,7 @@ from lib.artifact.notebooks import choose_notebooks
 
 CHOSEN = run.words(str(config.get("notebooks", "")))
 JOBS = {
-    (model.name, notebook.name): model.argument
+    (model.name, notebook.name): model
     for model, notebook in run.choose_jobs(
         run.words(config.get("models", "")), choose_notebooks(CHOSEN, places.NOTEBOOKS), places.MODELS, everything=True
     )
@@ -40,7 +40,8 @@ rule notebook:
     output:
         touch(MARK),
     params:
-        model=lambda wildcards: JOBS[wildcards.model, wildcards.notebook],
+        model=lambda wildcards: JOBS[wildcards.model, wildcards.notebook].argument,
+        digest=lambda wildcards: JOBS[wildcards.model, wildcards.notebook].digest,  # other weights: run again
     threads: int(config.get("threads", 1))
     resources:
         gpu=int(config.get("gpus", 0)),

@@ -4,8 +4,10 @@ import importlib.util
 import shutil
 import subprocess
 
+import numpy as np
 import pytest
 from cluster.project import Project
+from safetensors.numpy import save_file
 
 from lib.places import ROOT
 
@@ -22,7 +24,7 @@ def project(tmp_path):
 
 
 @needs_snakemake
-def test_dry_run_then_two_jobs_at_once_then_nothing(project):
+def test_dry_run_then_two_jobs_at_once_then_nothing_until_the_weights_change(project):
     told = project.snakemake("-n").replace(" ", "")
     assert "notebook2" in told and "summary1" in told and not (project.folder / "outputs").exists()
 
@@ -32,6 +34,9 @@ def test_dry_run_then_two_jobs_at_once_then_nothing(project):
     assert summary[0] == "claim,metric,where,reference" and len(summary) == 3  # no row lost
 
     assert "notebook1" not in project.snakemake("-n", "--config", "notebooks=02").replace(" ", "")
+    weights = project.folder / "data/models/reference/model.safetensors"
+    save_file({"w": np.ones(6)}, weights)
+    assert "notebook2" in project.snakemake("-n").replace(" ", "")
 
 
 @needs_snakemake

@@ -241,7 +241,7 @@ def amplified(item: SideItem, grid: Grid, vectors: Tensor, direction: Tensor, al
         axes[1].plot([0, x], [0, y], "-o", color=colour, label=f"{name}, as it is")
         axes[1].plot([0, x * (1 + alpha)], [0, y], "--s", color=colour, label=f"{name}, alpha = {alpha:g}")
     axes[1].axvline(0, color=GREY, linewidth=0.8, linestyle=figures.DOTS)
-    axes[1].set(xlabel="along the direction", ylabel="length of the rest", ylim=(0, None))
+    axes[1].set(xlabel="along the direction", ylabel="length of the rest (other scale)", ylim=(0, None))
     axes[1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
