@@ -59,6 +59,25 @@ def test_arithmetic_makes_those_stale_that_reach_it(copy):
     assert changed == {"lib.analysis.knockout"}
 
 
+@pytest.mark.parametrize(
+    "folder, stale",
+    [
+        ("dynamics", {"06_training_dynamics"}),
+        ("published", {"02_vision_encoder_patching"}),
+        ("objects", {path.stem for path in NOTEBOOKS}),
+    ],
+)
+def test_data_make_those_stale_that_reach_the_module_that_reads_them(folder, stale, copy, tmp_path, monkeypatch):
+    before = codes(copy)
+    for name in digests.READERS:
+        shutil.copytree(places.DATA / name, tmp_path / "data" / name)
+    monkeypatch.setattr(places, "DATA", tmp_path / "data")
+    assert codes(copy) == before
+    next((tmp_path / "data" / folder).glob(digests.READERS[folder][1])).open("ab").write(b"more")
+    after = codes(copy)
+    assert {name for name in before if before[name] != after[name]} == stale
+
+
 def test_what_runs_and_shows_notebooks_is_reached_by_none(copy):
     reached = {module for modules in codes(copy).values() for module in modules}
     assert {"lib.engine.vlm", "lib.stimuli.scenes", "data/objects", "lib", "lib.artifact.ledger"} <= reached

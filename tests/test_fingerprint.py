@@ -184,7 +184,7 @@ def test_an_independent_script_gives_the_same_effects():
     theirs = dict(line.split() for line in done.stdout.strip().splitlines())
     model = vlm.load("reference")
     study = studies.study(model, [p for p in pairs.mirrored_pairs("squares", GRID, n=3) if p.direction == "left"])
-    ours = fingerprint.moved_at(fingerprint.sweep(study, fingerprint.RIVALS.values()))
+    ours = fingerprint.moved_at_start(fingerprint.sweep(study, fingerprint.RIVALS.values()))
     for edit in fingerprint.RIVALS.values():
         assert ours[edit].mean() == pytest.approx(float(theirs[str(edit)]), abs=1e-4)
 

@@ -6,7 +6,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib.analysis.statistics import bootstrap, detectable, difference, mean, proportion, rank_p, ratio, summarise
+from lib.analysis.statistics import (
+    Estimate,
+    bootstrap,
+    decimals,
+    detectable,
+    difference,
+    in_figures,
+    mean,
+    proportion,
+    rank_p,
+    ratio,
+    summarise,
+)
 from lib.artifact import ledger
 from lib.errors import UserError
 
@@ -141,3 +153,9 @@ def test_detectable_difference_is_found_in_four_cases_of_five():
         width.append(detectable(estimate))
     assert abs(np.mean(width) - 0.28) < 0.02
     assert 0.7 < found / 300 < 0.9
+
+
+def test_nothing_is_shown_as_minus_zero():
+    assert (decimals(-0.004), decimals(-0.006), decimals(-0.0004, 3)) == ("0.00", "-0.01", "0.000")
+    assert in_figures(-0.001, -0.02, -0.0) == "0.00 [-0.02, 0.00]" and in_figures(float("nan"), 0, 0) == "-"
+    assert str(Estimate(-0.0001, -0.0012, 0.0, 80)) == "0.000 [-0.001, 0.000] (n = 80)"

@@ -408,16 +408,11 @@ def ranked_heads(found: pd.DataFrame, token: str, **which) -> list[tuple[int, in
     return list(zip(rows["layer"].tolist(), rows["head"].tolist(), strict=True))
 
 
-def two(value: float) -> str:
-    """A number with two decimals, never -0.00."""
-    return f"{round(value, 2) + 0.0:.2f}"
-
-
 def headline(found: pd.DataFrame, token: str) -> str:
     """What the table of mirrored pairs says about the heads at one token."""
     rows, where = of_heads(found, token), WORDS[token]
     beyond, top = rows[rows["beyond_null"] & (rows["effect"] > 0)], rows.iloc[0]
-    interval = f"{two(top['effect'])} [{two(top['low'])}, {two(top['high'])}]"
+    two, interval = statistics.decimals, statistics.in_figures(top["effect"], top["low"], top["high"])
     if beyond.empty:
         return (
             f"At the {where} no single head moves the answer by more than the null does: of {len(rows)} heads the "
@@ -447,11 +442,11 @@ def named(site: str, layer: int) -> str:
 def order_headline(found: pd.DataFrame) -> str:
     """What the table of five-entity pairs says about the component that moves the answer to the line's other end."""
     rows = found[(found["token"] == "last") & (found["toward"] == "order") & (found["scale"] == "logit")]
-    top = rows.loc[rows["effect"].idxmax()]
+    top, two = rows.loc[rows["effect"].idxmax()], statistics.decimals
     said = (
         f"With five entities, where question and picture both change, {named(top['site'], top['layer'])} moves the "
-        f"last token {two(top['effect'])} [{two(top['low'])}, {two(top['high'])}] of the way to the other end of the "
-        f"clean line (null: {two(top['null_low'])} to {two(top['null_high'])})."
+        f"last token {statistics.in_figures(top['effect'], top['low'], top['high'])} of the way to the other end of "
+        f"the clean line (null: {two(top['null_low'])} to {two(top['null_high'])})."
     )
     if not top["beyond_null"]:
         return f"{said} That is inside the null's band."

@@ -17,11 +17,12 @@ from lib.analysis import statistics
 # --- effects --------------------------------------------------------------------------------------------------
 
 
-def swing(table: pd.DataFrame, low: str = "clean", high: str = "counterfactual") -> pd.DataFrame:
-    """P(high) - P(low) of every pair and run: the table without roles, column `swing`."""
+def swing(table: pd.DataFrame) -> pd.DataFrame:
+    """P(counterfactual) - P(clean), the candidates, of every pair and run: the table without roles, column `swing`."""
     keys = [c for c in table.columns if c not in ("role", "probability", "logit")]
-    wide = table[table["role"].isin((low, high))].pivot_table(index=keys, columns="role", values="probability")
-    return (wide[high] - wide[low]).rename("swing").reset_index()
+    rows = table[table["role"].isin(("clean", "counterfactual"))]
+    wide = rows.pivot_table(index=keys, columns="role", values="probability")
+    return (wide["counterfactual"] - wide["clean"]).rename("swing").reset_index()
 
 
 def moved(table: pd.DataFrame) -> pd.DataFrame:

@@ -207,15 +207,15 @@ def effect_table(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     return out.assign(edit=out["edit"].astype(int)).sort_values([*GROUP, "slot", "edit"], ignore_index=True)
 
 
-def moved_at(table: pd.DataFrame, slot: int = 0) -> pd.DataFrame:
-    """How far each edit moved each pair's swing at a slot: one row per pair, one column per edit, and `between`."""
-    cells = effects.moved(table[table["slot"].isin((-1, slot))])
+def moved_at_start(table: pd.DataFrame) -> pd.DataFrame:
+    """How far each edit moved each pair's swing at slot 0: one row per pair, one column per edit, and `between`."""
+    cells = effects.moved(table[table["slot"].isin((-1, 0))])
     wide = cells.pivot(index="pair", columns="edit", values="moved")
     wide.columns = [int(edit) for edit in wide.columns]
     return wide.assign(between=cells.drop_duplicates("pair").set_index("pair")["between"])
 
 
-def rival_table(table: pd.DataFrame, slot: int = 0, seed: int = 0) -> pd.DataFrame:
+def rival_table(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """The published form: setting, orientation, centred, rival (O, S, B, P, S + B, sum, the checks), n, value, low,
     high.
 
@@ -226,7 +226,7 @@ def rival_table(table: pd.DataFrame, slot: int = 0, seed: int = 0) -> pd.DataFra
     """
     rows = []
     for key, cell in table.groupby(GROUP, sort=False):
-        wide = moved_at(cell, slot)
+        wide = moved_at_start(cell)
         own = {rival: wide[edit] for rival, edit in RIVALS.items()}
         found = own | {LOOSE: own["S"] + own["B"], "sum": sum(own.values())}
         for name, (edit, parts) in CHECKS.items():
@@ -238,18 +238,18 @@ def rival_table(table: pd.DataFrame, slot: int = 0, seed: int = 0) -> pd.DataFra
     return pd.DataFrame(rows, columns=[*GROUP, "rival", "n", "value", "low", "high"])
 
 
-def rival(table: pd.DataFrame, name: str, slot: int = 0, seed: int = 0) -> statistics.Estimate:
+def rival(table: pd.DataFrame, name: str, seed: int = 0) -> statistics.Estimate:
     """The effect of a rival's own edit; table: the sweep of one setting, orientation and kind of line."""
-    wide = moved_at(table, slot)
+    wide = moved_at_start(table)
     return statistics.ratio(wide[RIVALS[name]], wide["between"], seed=seed)
 
 
-def lead(table: pd.DataFrame, rival: str = "S", slot: int = 0, seed: int = 0) -> statistics.Estimate:
+def lead(table: pd.DataFrame, rival: str = "S", seed: int = 0) -> statistics.Estimate:
     """A rival's effect minus the largest of the others; every resample of pairs finds its own largest one.
 
     table: the sweep of one setting, orientation and kind of line.
     """
-    wide = moved_at(table, slot)
+    wide = moved_at_start(table)
     own = wide[RIVALS[rival]].to_numpy()
     others = wide[[edit for name, edit in RIVALS.items() if name != rival]].to_numpy()
 
@@ -386,7 +386,7 @@ def share_reading(crossed: float, within: float) -> str:
     return "both" if min(crossed, within) > LARGE else "divided"
 
 
-def old_shares(table: pd.DataFrame, slot: int = 0, seed: int = 0) -> pd.DataFrame:
+def old_shares(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """The headline of the first round, kept for comparison: setting, orientation, centred, region, n, crossed, within,
     reading, value, low, high.
 
@@ -396,7 +396,7 @@ def old_shares(table: pd.DataFrame, slot: int = 0, seed: int = 0) -> pd.DataFram
     """
     rows = []
     for key, cell in table.groupby(GROUP, sort=False):
-        wide = moved_at(cell, slot)
+        wide = moved_at_start(cell)
         for region, edits in OLD_SHARE.items():
             crossed, within = (wide[edit] for edit in edits)
             effect = [x.mean() / wide["between"].mean() for x in (crossed, within)]

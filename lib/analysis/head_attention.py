@@ -280,7 +280,7 @@ def together_check(study: Study, sets: dict[str, Sequence[Head]], token: str, se
 
 def check_headline(together: pd.DataFrame, cut: pd.DataFrame, token: str) -> str:
     """What the two causal checks say about the heads at one token."""
-    where, two = components.WORDS[token], components.two
+    where, two = components.WORDS[token], statistics.decimals
     cut = cut[cut["token"] == token].set_index(["kind", "heads"])
     moved = together[(together["token"] == token) & (together["scale"] == "probability")]
     moved = moved.set_index(["kind", "heads"])["effect"]

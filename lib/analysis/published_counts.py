@@ -26,7 +26,6 @@ ALIKE = {  # checkpoint -> embedded models of its class of transformers, and so 
     "pixtral-12b": ("pixtral_style", "pixtral_joint"),
 }
 COUNTS = ("model", "setting", "direction", "condition", "correct", "total", "source", "accessed")
-PROBES = ("model", "setting", "orientation", "test_accuracy", "source", "accessed")
 
 
 def read(name: str, columns: tuple[str, ...]) -> pd.DataFrame:
@@ -42,12 +41,6 @@ def read(name: str, columns: tuple[str, ...]) -> pd.DataFrame:
 def counts() -> pd.DataFrame:
     """Correct answers of each model, setting and direction; condition: intact, or ablated over all image tokens."""
     return read("counts", COUNTS)
-
-
-@cache
-def probes() -> pd.DataFrame:
-    """Accuracy of the paper's ordinal probe on pictures that it was not trained on."""
-    return read("probes", PROBES)
 
 
 def pooled(table: pd.DataFrame) -> pd.DataFrame:
@@ -98,30 +91,31 @@ def beside_checkpoints(embedded: pd.DataFrame, setting: str = "squares") -> pd.D
     """Embedded models beside the checkpoint with their position scheme, axis by axis.
 
     embedded: model, setting, orientation, intact, accuracy, low, high, names_neither after the ablation
-    (`mechanisms.mechanism`), further training seeds as NAME-seed<k>. Columns checkpoint, model, orientation, theirs,
-    own (readings), total, accuracy, low, high (of the embedded model), compared: alike (order is left in both or in
-    neither), differs (in one only, and the intervals lie apart), undecided (in one only, but the intervals overlap), or
-    not readable (one of the two).
+    (`mechanisms.mechanism`), further training seeds as NAME-seed<k>. Columns checkpoint, model, orientation,
+    checkpoint_reading, own (the embedded model's reading), total, accuracy, low, high (of the embedded model),
+    compared: alike (order is left in both or in neither), differs (in one only, and the intervals lie apart), undecided
+    (in one only, but the intervals overlap), or not readable (one of the two).
     """
     counted = after_ablation().set_index(["model", "setting", "orientation"])
     recipe = embedded["model"].str.split("-seed").str[0]
     rows = []
     for checkpoint, names in ALIKE.items():
         for row in embedded[recipe.isin(names) & (embedded["setting"] == setting)].to_dict("records"):
-            theirs = counted.loc[(checkpoint, setting, row["orientation"])]
+            of_checkpoint = counted.loc[(checkpoint, setting, row["orientation"])]
             own, values = embedded_reading(row), [row[key] for key in ("total", "accuracy", "low", "high")]
-            key = (checkpoint, row["model"], row["orientation"], theirs["reading"], own)
-            rows.append((*key, *values, _compared(theirs, row, own)))
-    head = ["checkpoint", "model", "orientation", "theirs", "own", "total", "accuracy", "low", "high", "compared"]
+            key = (checkpoint, row["model"], row["orientation"], of_checkpoint["reading"], own)
+            rows.append((*key, *values, _compared(of_checkpoint, row, own)))
+    readings = ["checkpoint_reading", "own"]
+    head = ["checkpoint", "model", "orientation", *readings, "total", "accuracy", "low", "high", "compared"]
     return pd.DataFrame(rows, columns=head)
 
 
-def _compared(theirs, row, own: str) -> str:
-    if "not readable" in (theirs["reading"], own):
+def _compared(of_checkpoint, row, own: str) -> str:
+    if "not readable" in (of_checkpoint["reading"], own):
         return "not readable"
-    if (theirs["reading"] == LEFT) == (own == LEFT):
+    if (of_checkpoint["reading"] == LEFT) == (own == LEFT):
         return "alike"
-    return "differs" if row["low"] > theirs["high"] or theirs["low"] > row["high"] else "undecided"
+    return "differs" if row["low"] > of_checkpoint["high"] or of_checkpoint["low"] > row["high"] else "undecided"
 
 
 def schemes_in_words(table: pd.DataFrame) -> list[str]:
@@ -130,7 +124,7 @@ def schemes_in_words(table: pd.DataFrame) -> list[str]:
     for (checkpoint, model), cell in table.groupby(["checkpoint", "model"], sort=False):
         parts = [
             f"{axes[x.orientation]} {statistics.in_figures(x.accuracy, x.low, x.high)}, {x.own}"
-            + (f", {checkpoint}: {x.theirs} ({x.compared})" if x.compared != "not readable" else "")
+            + (f", {checkpoint}: {x.checkpoint_reading} ({x.compared})" if x.compared != "not readable" else "")
             for x in cell.itertuples()
         ]
         lines.append(f"{model}, scheme of {checkpoint}, n = {cell['total'].iloc[0]} questions: {'; '.join(parts)}")

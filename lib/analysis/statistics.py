@@ -37,15 +37,20 @@ class Estimate:
 
     def __str__(self) -> str:
         more = f"; {self.left_out:.1%} of draws not finite" if self.left_out else ""
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}] (n = {self.n}{more})"
+        return f"{in_figures(self.value, self.low, self.high, 3)} (n = {self.n}{more})"
 
 
-def in_figures(value: float | None, low: float | None, high: float | None) -> str:
-    """A number and its interval in two digits, never -0.00; a dash where there was nothing to measure."""
+def in_figures(value: float | None, low: float | None, high: float | None, digits: int = 2) -> str:
+    """A number and its interval in a few digits, never -0; a dash where there was nothing to measure."""
     if pd.isna(value):
         return "-"
-    value, low, high = (f"{round(x, 2) + 0.0:.2f}" for x in (value, low, high))
+    value, low, high = (decimals(x, digits) for x in (value, low, high))
     return f"{value} [{low}, {high}]"
+
+
+def decimals(value: float, digits: int = 2) -> str:
+    """A number with so many decimals, never -0.00."""
+    return f"{round(value, digits) + 0.0:.{digits}f}"
 
 
 def detectable(found: Estimate, power: float = 0.8, level: float = LEVEL) -> float:

@@ -76,7 +76,7 @@ class Study:
             for name, run in (("clean", self.clean), ("counterfactual", self.counterfactual))
             for rows, last in self.vlm.language.last_states(run.prompt, run.images, run.index)
         ]
-        return table.finish(parts, None)
+        return table.finish(parts)
 
     @cached_property
     def correct(self) -> pd.DataFrame:

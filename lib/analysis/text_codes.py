@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lib.analysis import components, studies
+from lib.analysis import components, statistics, studies
 from lib.analysis.last_token import on_empty_picture
 from lib.analysis.studies import Study
 from lib.engine.vlm import VLM
@@ -340,7 +340,7 @@ def headline(found: pd.DataFrame) -> list[str]:
     """What the table says, a sentence each about the reference's word, the last token and the direction."""
     if not len(found):
         return [f"Fewer than {FEWEST} pairs of each design are answered correctly: nothing is shown here."]
-    rows, two = found[found["axis"] == "all"], components.two
+    rows, two = found[found["axis"] == "all"], statistics.decimals
     place = rows[(rows["code"] == "place") & (rows["source"] == "picture")]
     out = []
     if "both" in set(place["kind"]):
@@ -374,8 +374,8 @@ def _read_or_used(place: pd.DataFrame) -> str:
     return (
         f"The reference's place {readable} on its word or the noun behind it: at best {best['readable']:.0%} of pairs "
         f"agree, at {SAID[best['token']]}, slot {best['slot']} (random signs: {best['readable_null']:.0%}). Patching "
-        f"words of the question {moves} the answer: at most {components.two(top['effect'])} of the way (null: "
-        f"{components.two(top['null'])}; n = {top['n']})."
+        f"words of the question {moves} the answer: at most {statistics.decimals(top['effect'])} of the way (null: "
+        f"{statistics.decimals(top['null'])}; n = {top['n']})."
     )
 
 

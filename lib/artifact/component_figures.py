@@ -10,6 +10,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.patches import Patch, Rectangle
 from PIL import Image
 
+from lib.analysis import statistics
 from lib.artifact import figures
 from lib.stimuli.grids import Grid
 from lib.stimuli.token_sets import object_tokens
@@ -63,7 +64,7 @@ def _heat_map(axis, rows: pd.DataFrame, column: str):
             axis.add_patch(Rectangle((k - 0.5, layer - 0.5), 1, 1, **cell))
         elif count <= MOST_NUMBERS:
             colour = "white" if abs(value) > 0.6 else "black"
-            text = f"{value:.2f}".replace("0.", ".", 1)
+            text = statistics.decimals(value).replace("0.", ".", 1)
             axis.text(k, layer, text, ha="center", va="center", fontsize=6, color=colour)
     axis.axvline(count - 2.5, color="black", linewidth=0.8)
     step = 1 if count <= MOST_NUMBERS else 4
@@ -128,7 +129,7 @@ def _code_map(axis, rows: pd.DataFrame, column: str, words: list[str]):
             cell = {"facecolor": PALE, "edgecolor": HATCH, "hatch": "////", "linewidth": 0}
             axis.add_patch(Rectangle((k - 0.5, row - 0.5), 1, 1, **cell))
         elif len(slots) <= MOST_NUMBERS:
-            text = f"{value:.2f}".replace("0.", ".", 1).replace("1.00", "1")
+            text = statistics.decimals(value).replace("0.", ".", 1).replace("1.00", "1")
             axis.text(k, row, text, ha="center", va="center", fontsize=6, color="white" if value < 0.6 else "black")
     axis.set_xticks(range(0, len(slots), 1 if len(slots) <= MOST_NUMBERS else 4))
     return image

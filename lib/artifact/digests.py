@@ -3,7 +3,7 @@
 The code of a notebook is its own cells and the modules of lib that it reaches by import, also by imports inside
 functions, with what those import in turn. A module counts by its syntax tree without docstrings, comments and
 positions; a notebook by the text of its cells, because its page shows them, without cells tagged `colab`, which set
-up a machine. The pictures in data/objects/ count where the code reaches the module that reads them.
+up a machine. The files of a folder of data/ count where the code reaches the module that reads them (`READERS`).
 
 What can be reached depends on the model: `lib.engine.vlm.load` derives a record, and certifies it, only for a model
 of a family that has none written. Embedded models have one, so that their runs leave out what only those imports reach.
@@ -21,7 +21,11 @@ from lib import places
 from lib.files import files_digest
 
 SET_UP = "colab"  # tag of cells that only set up a machine
-PICTURES = "lib.stimuli.object_pictures"  # the module that reads data/objects/
+READERS = {  # folder of data/ -> the module that reads it, and its files
+    "objects": ("lib.stimuli.object_pictures", "*.png"),
+    "dynamics": ("lib.analysis.dynamics", "*.csv"),
+    "published": ("lib.analysis.published_counts", "*.csv"),
+}
 DERIVING = {"lib.engine.vlm": ("lib.engine.derived.reading", "lib.engine.certificate")}  # imports of a derived record
 
 
@@ -29,12 +33,14 @@ def code(sources: Iterable[str], folder: Path = places.LIB, derived: bool = True
     """The modules that code cells reach, by name, each with the digest of its syntax tree.
 
     folder: the folder of lib. derived: whether the model's record may be derived; False for a model of a family whose
-    record is written. data/objects/ is listed as a module of that name.
+    record is written. Folders of data/ that these modules read are listed beside them, as data/objects.
     """
     modules = reached(sources, folder, derived)
     digests = {name: tree_digest(path.read_text("utf-8")) for name, path in sorted(modules.items())}
-    if PICTURES in modules:
-        digests["data/objects"] = files_digest({path.name: path for path in places.OBJECTS.glob("*.png")})[:16]
+    for name, (reader, files) in READERS.items():
+        if reader in modules:
+            found = {path.name: path for path in (places.DATA / name).glob(files)}
+            digests[f"data/{name}"] = files_digest(found)[:16]
     return digests
 
 

@@ -23,7 +23,7 @@ from lib.engine import embedded
 WIDTH = 7.0  # inches: the text width of a page
 
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
-YELLOW, BLUE, VERMILLION, PURPLE, GREY = "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#7F7F7F"
+BLUE, VERMILLION, PURPLE, GREY = "#0072B2", "#D55E00", "#CC79A7", "#7F7F7F"
 
 
 # what readers call the two orientations
@@ -129,14 +129,14 @@ def level(ax, value: float, text: str) -> None:
                 va="bottom", fontsize=7, color=GREY)  # fmt: skip
 
 
-def heat_map(ax, values, title: str | None = None, low: float = 0.0, high: float = 1.0):
-    """A value per image token as an N x N map, row 0 on top; returns the image, for a colour bar."""
+def heat_map(ax, values):
+    """A value from 0 to 1 per image token as an N x N map, row 0 on top; returns the image, for a colour bar."""
     values = np.asarray(values, dtype=float)
     if values.ndim == 1:
         side = round(len(values) ** 0.5)
         values = values.reshape(side, side)
-    image = ax.imshow(values, vmin=low, vmax=high, interpolation="nearest")
-    ax.set(xticks=[0, values.shape[1] - 1], yticks=[0, values.shape[0] - 1], title=title)
+    image = ax.imshow(values, vmin=0.0, vmax=1.0, interpolation="nearest")
+    ax.set(xticks=[0, values.shape[1] - 1], yticks=[0, values.shape[0] - 1])
     sns.despine(ax=ax, left=True, bottom=True)
     return image
 

@@ -9,9 +9,9 @@ from lib import places
 from lib.analysis import position_schemes, published_counts
 from lib.analysis.fingerprint import RIVALS
 from lib.analysis.ladder import STEPS
+from lib.analysis.statistics import decimals
 from lib.artifact import ledger, markdown, record
 from lib.artifact.figures import AXES
-from lib.artifact.record import two_digits
 from lib.artifact.site.matrix import LETTERS
 from lib.engine.checkpoints import seeds
 from lib.engine.embedded import DEFAULT, MODELS, PLANTED
@@ -62,7 +62,7 @@ def effects(model: str = DEFAULT) -> pd.Series:
 
 def both(values: pd.Series) -> str:
     """The values of both axes, left-right first."""
-    return " and ".join(two_digits(values[axis]) for axis in AXES)
+    return " and ".join(decimals(values[axis]) for axis in AXES)
 
 
 def models_table() -> pd.DataFrame:
@@ -96,7 +96,7 @@ def four() -> str:
 
 def in_bold(row: pd.Series) -> str:
     """A value in two digits, bold where the whole interval is above 1/2."""
-    return f"**{two_digits(row['value'])}**" if row["low"] > 0.5 else two_digits(row["value"])
+    return f"**{decimals(row['value'])}**" if row["low"] > 0.5 else decimals(row["value"])
 
 
 def findings() -> str:
@@ -143,7 +143,7 @@ def seed_by_seed(table: pd.DataFrame) -> str:
     names = list(seeds(DEFAULT).values())
     scene = [name for name in names if table.loc[name, "B"].min() > 0.5]
     objects = [name for name in names if table.loc[name, "O"].min() > 0.5]
-    return f"- **Trainings of one recipe differ in what decides.** Of {len(names)} trainings of `{DEFAULT}`, in {len(scene)} the background wins (B {span(table.loc[scene, 'B'])}), in {len(objects)} the objects (O {span(table.loc[objects, 'O'])}, B at most {two_digits(table.loc[objects, 'B'].abs().max())})."
+    return f"- **Trainings of one recipe differ in what decides.** Of {len(names)} trainings of `{DEFAULT}`, in {len(scene)} the background wins (B {span(table.loc[scene, 'B'])}), in {len(objects)} the objects (O {span(table.loc[objects, 'O'])}, B at most {decimals(table.loc[objects, 'B'].abs().max())})."
 
 
 def place_and_source(table: pd.DataFrame) -> str:
@@ -155,7 +155,7 @@ def place_and_source(table: pd.DataFrame) -> str:
     if wins.empty or loses.empty:
         return f"- **Place in the objects' own tokens: no contrast.** {over} the background wins in {len(wins)}, so that nothing can be said about what goes with it."
     if wins.max() < loses.min():
-        return f"- **Where the background wins, objects say little of their own place.** {over} the source that wins goes with how well row and column of an object can be read from its own tokens once the encoder is trained: R2 {span(wins)} where the background wins, {two_digits(loses.min())} or more where it does not. This was seen afterwards, and {len(kept)} models cannot show that it is the cause."
+        return f"- **Where the background wins, objects say little of their own place.** {over} the source that wins goes with how well row and column of an object can be read from its own tokens once the encoder is trained: R2 {span(wins)} where the background wins, {decimals(loses.min())} or more where it does not. This was seen afterwards, and {len(kept)} models cannot show that it is the cause."
     return f"- **How well objects say their own place does not settle which source wins.** {over}, row and column of an object can be read from its own tokens once the encoder is trained with R2 {span(wins)} where the background wins and {span(loses)} where it does not: the ranges overlap."
 
 
@@ -171,7 +171,7 @@ def frozen(table: pd.DataFrame) -> list[str]:
 
 
 def span(values: pd.DataFrame | pd.Series) -> str:
-    return f"{two_digits(values.min())} to {two_digits(values.max())}"
+    return f"{decimals(values.min())} to {decimals(values.max())}"
 
 
 def place_readable(name: str) -> float:
@@ -185,7 +185,7 @@ def positive_control(table: pd.DataFrame, left: pd.DataFrame) -> str:
     """The planted strip code; table: `rivals`, left: `after_ablation`."""
     own, kept = table.loc["strip_code"], left.loc["strip_code", "accuracy"]
     return (
-        f"- **Where the background does tell strips apart, the test finds it.** In `strip_code`, built to be the paper's picture read strictly, edit 9 moves the answer {both(own['S'])} of the way; in every other model at most {two_digits(table.drop('strip_code')['S'].abs().max())}. "
+        f"- **Where the background does tell strips apart, the test finds it.** In `strip_code`, built to be the paper's picture read strictly, edit 9 moves the answer {both(own['S'])} of the way; in every other model at most {decimals(table.drop('strip_code')['S'].abs().max())}. "
         f"And it still answers {both(kept)} correctly after the paper's ordering ablation (background from an empty canvas, each object from a picture where it stands alone in the middle): the empty canvas carries the code, too. So order that is lost there, unless by mere confusion, did not come from it."
     )
 
@@ -196,7 +196,7 @@ def by_axis(table: pd.DataFrame, left: pd.DataFrame) -> str:
     vertical, across = (table.xs(axis, level="orientation") for axis in ("vertical", "horizontal"))
     kept = left.xs("vertical", level="orientation")["accuracy"]
     return (
-        f"- **Left-right and above-below can rest on different sources.** `{together[0]}` and `{together[1]}` take left-right from the objects (O {two_digits(across.loc[together, 'O'].min())}), above-below from token places (P {two_digits(vertical.loc[together, 'P'].min())}){planted_apart(table)}. "
+        f"- **Left-right and above-below can rest on different sources.** `{together[0]}` and `{together[1]}` take left-right from the objects (O {decimals(across.loc[together, 'O'].min())}), above-below from token places (P {decimals(vertical.loc[together, 'P'].min())}){planted_apart(table)}. "
         f"`{apart[0]}` and `{apart[1]}` take left-right from the objects and above-below in part (O {span(vertical.loc[apart, 'O'])}): {span(kept[apart])} of these answers survive the ablation (chance: 0.50), which no single edit explains."
     )
 
@@ -205,7 +205,7 @@ def planted_apart(table: pd.DataFrame, name: str = "split") -> str:
     """What the edits say of the planted model whose axes rest on different sources by construction."""
     if name not in table.index.get_level_values(0):
         return ""
-    largest = [f"{table.loc[(name, axis)].idxmax()} {two_digits(table.loc[(name, axis)].max())}" for axis in AXES]
+    largest = [f"{table.loc[(name, axis)].idxmax()} {decimals(table.loc[(name, axis)].max())}" for axis in AXES]
     return f"; in `{name}`, built with columns in the encoder and rows in the backbone, {largest[0]} and {largest[1]} are largest"
 
 
@@ -213,7 +213,7 @@ def strips_unused(model: str = "qwen_style") -> str:
     """A model in which strips are visible and not used."""
     seen = [row["value"] for row in record.rows(model) if row["metric"] == "strips_beyond_bare"]
     used = [abs(row["value"]) for row in record.rows(model) if row["metric"] == "strip_code"]
-    return f"- **Strips that a probe sees need not be used.** In `{model}` a probe trained on objects sees strips over the background (C3: score {two_digits(min(seen))} to {two_digits(max(seen))} above an empty canvas), and exchanging them changes nothing (C4: at most {two_digits(max(used))})."
+    return f"- **Strips that a probe sees need not be used.** In `{model}` a probe trained on objects sees strips over the background (C3: score {decimals(min(seen))} to {decimals(max(seen))} above an empty canvas), and exchanging them changes nothing (C4: at most {decimals(max(used))})."
 
 
 def enhancement() -> str:
@@ -239,7 +239,7 @@ def broken(model: str) -> str:
     table = record.table(model, "tables/enhancement.csv")
     table = table[table["alpha"] == table["alpha"].max()].drop_duplicates("condition").set_index("condition")["broken"]
     sets = table[table.index.str.match(r"random \d+$")]
-    return f"it breaks {two_digits(table['exact probe'])} of the correct answers, the random sets {span(sets)}"
+    return f"it breaks {decimals(table['exact probe'])} of the correct answers, the random sets {span(sets)}"
 
 
 def positions() -> str:
@@ -254,7 +254,7 @@ def positions() -> str:
         if neither["own"] > 1 - position_schemes.NAMED or left.loc["own", "low"] <= 0:
             unread.append(name)
             continue
-        own, dropped, control = (two_digits(left.loc[scheme, "value"]) for scheme in ("own", "columns", "rows"))
+        own, dropped, control = (decimals(left.loc[scheme, "value"]) for scheme in ("own", "columns", "rows"))
         holds = left.loc["rows", "low"] > 0.5
         what = "the loss is one of information" if holds else "the control falls, too, so that the loss may be damage"
         said.append(f"`{name}` {own}, {dropped}, control {control}: {what}")
@@ -292,9 +292,9 @@ def sources() -> str:
         cells = []
         for axis in AXES:
             own = table.loc[(model, axis), list(RIVALS)].sort_values(ascending=False)
-            shown = [f"{rival} {two_digits(value)}" for rival, value in own.items() if value >= 0.05]
+            shown = [f"{rival} {decimals(value)}" for rival, value in own.items() if value >= 0.05]
             cells.append(", ".join(f"**{x}**" if lows.loc[(model, axis), x[0]] > 0.5 else x for x in shown) or "none")
-        kept = [two_digits(left.loc[(model, axis), "accuracy"]) if (model, axis) in left.index else "" for axis in AXES]
+        kept = [decimals(left.loc[(model, axis), "accuracy"]) if (model, axis) in left.index else "" for axis in AXES]
         lines.append((f"`{model}`", *cells, ", ".join(kept)))
     return markdown.table(["model", "left-right", "above-below", "correct after the ablation"], lines)
 

@@ -6,6 +6,7 @@ Tests compare them with the files. A part stands between the lines <!-- name -->
 import pandas as pd
 
 from lib import places
+from lib.analysis import statistics
 from lib.artifact import findings, ledger, markdown, record, reviewer, seeds
 from lib.artifact.site.matrix import LETTERS
 from lib.engine.checkpoints import shipped
@@ -61,7 +62,7 @@ def over_seeds() -> str:
     for metric, _ in ledger.by_claim():
         own = table[table["metric"] == metric]
         for (recipe, where), rows in own.groupby(["recipe", "where"], sort=False):
-            values = " / ".join(map(record.two_digits, rows.sort_values("seed")["value"]))
+            values = " / ".join(map(statistics.decimals, rows.sort_values("seed")["value"]))
             lines.append((f"`{metric}`", f"`{recipe}`", where, values, said[recipe, metric, where]))
     return markdown.table(["metric", "recipe", "", "value of each seed", "together"], lines)
 

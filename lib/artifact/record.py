@@ -89,11 +89,6 @@ def summary(names: list[str] | None = None, root: Path | None = None) -> pd.Data
     return wide.fillna("").reset_index().rename_axis(columns=None)
 
 
-def two_digits(value: float) -> str:
-    """For readers: .004 below zero is 0.00, not -0.00."""
-    return f"{round(value, 2) + 0.0:.2f}"
-
-
 def in_words(row: dict) -> str:
     return f"{ledger.in_figures(row)} {row['verdict']}"
 

@@ -141,9 +141,8 @@ class ImageEncoder:
 
     def batch_size(self) -> int:
         """Pictures per batch."""
-        patches, width = (self.grid.side * self.merge) ** 2, getattr(self.config.vision_config, "hidden_size", 1024)
-        device = input_device(self.model)
-        return batch_size(patches, width, len(self.layers), self.model.dtype, device)
+        patches, device = (self.grid.side * self.merge) ** 2, input_device(self.model)
+        return batch_size(patches, self.width, len(self.layers), self.model.dtype, device)
 
     # patches ------------------------------------------------------------------------------------------------
 

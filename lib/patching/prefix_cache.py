@@ -16,15 +16,13 @@ from lib.engine.tensors import ImageTokens, pick
 class PrefixCache:
     """Prefix cache: keys and values of everything up to the last image token, kept between uses.
 
-    again: pictures that will be asked for a second time, the only ones that are kept. room: bytes; by default a quarter
-    of what a batch may take.
+    again: pictures that will be asked for a second time, the only ones that are kept, in a tenth of what a batch may
+    take. More room was measured to save little time (docs/BENCHMARKS.md, Memory).
     """
 
-    def __init__(
-        self, language: LanguageModel, images: ImageTokens, again: Iterable[int] = (), room: int | None = None
-    ):
+    def __init__(self, language: LanguageModel, images: ImageTokens, again: Iterable[int] = ()):
         self.language, self.images, self.again = language, images, set(again)
-        self.room = batching.budget(language.device) // 4 if room is None else room
+        self.room = batching.budget(language.device) // 10
         self.held: dict[tuple, KeyValues] = {}
         self.seen: set[tuple] = set()
 

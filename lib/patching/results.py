@@ -60,9 +60,8 @@ class Table:
         extra = self.labels.reset_index(drop=True).iloc[part["pair"]].reset_index(drop=True)
         return pd.concat([part, extra], axis=1)
 
-    def finish(self, parts: list[pd.DataFrame], done: pd.DataFrame | None) -> pd.DataFrame:
+    def finish(self, parts: list[pd.DataFrame]) -> pd.DataFrame:
         """All parts in a fixed order."""
-        parts = ([done] if done is not None and len(done) else []) + parts
         if not parts:
             return pd.DataFrame(columns=["pair", "run", "slot", "role", "probability", "logit"])
         out = pd.concat(parts, ignore_index=True)

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -52,15 +51,6 @@ class Pairs:
     clean: Run
     counterfactual: Run | None
     numbers: np.ndarray
-
-    def rest(self, done: pd.DataFrame | None) -> Pairs | None:
-        """The pairs that a table of finished pairs lacks, None when it lacks none."""
-        finished = set() if done is None or not len(done) else set(done["pair"])
-        rows = np.array([row for row, pair in enumerate(self.numbers) if pair not in finished], dtype=int)
-        if not len(rows):
-            return None
-        other = None if self.counterfactual is None else self.counterfactual.rows(rows)
-        return Pairs(self.clean.rows(rows), other, self.numbers[rows])
 
 
 def checked_slots(slots: Iterable[int] | None, known: range) -> list[int]:

@@ -39,7 +39,7 @@ def run_pairs(
     if len(table.ids) != len(clean) or (counterfactual is not None and len(counterfactual) != len(clean)):
         raise UserError("A sweep needs one counterfactual run and one row of candidates per clean run.")
     if not len(clean):
-        return table.finish([], None)
+        return table.finish([])
 
     def whole():
         taken = route(Pairs(clean, counterfactual, np.arange(len(clean))))
@@ -53,7 +53,7 @@ def run_pairs(
             return pd.concat(found, ignore_index=True)
 
         each = table.vlm.language.each(clean.prompt, taken.units, work, progress, taken.cost, taken.unit)
-        return table.finish(list(each), None)
+        return table.finish(list(each))
 
     return resumed(f"sweep {_inputs(table, clean, counterfactual)}", whole)
 
@@ -64,11 +64,11 @@ def _inputs(table: Table, *runs: Run | None) -> str:
     Not of floating-point numbers, which may differ in the last bit when they are computed again: pictures and edits
     follow from the parameters of the run.
     """
-    vlm, told = table.vlm, [table.ids, *table.roles]
+    vlm, asked = table.vlm, [table.ids, *table.roles]
     for run in runs:
-        told += [] if run is None else [run.prompt.ids, run.prompt.image, run.index]
+        asked += [] if run is None else [run.prompt.ids, run.prompt.image, run.index]
     labels = "" if table.labels is None else table.labels.to_csv(index=False)
-    return _digest(vlm.name, vlm.dtype, vlm.language.marks, labels, *told)
+    return _digest(vlm.name, vlm.dtype, vlm.language.marks, labels, *asked)
 
 
 def _digest(*values) -> str:

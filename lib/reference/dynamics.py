@@ -68,7 +68,7 @@ def effects(study: Study, seed: int) -> list[tuple]:
     """Effects of the rivals' own edits at slot 0, where the mirror picture makes a difference to the answer."""
     rows = []
     for axis, cell in fingerprint.sweep(study, RIVALS.values()).groupby("orientation", sort=False):
-        if statistics.mean(fingerprint.moved_at(cell)["between"], seed=seed).low > 0:
+        if statistics.mean(fingerprint.moved_at_start(cell)["between"], seed=seed).low > 0:
             rows += [row("effect", rival, axis, fingerprint.rival(cell, rival, seed=seed)) for rival in RIVALS]
     return rows
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+from lib.analysis import statistics
 from lib.artifact import ledger
 
 CLAIMS = {  # as in docs/RULES.md
@@ -76,5 +77,5 @@ def in_short(found: list[dict]) -> tuple[str, str]:
         return "", ""
     values = [row["value"] for row in measured]
     low, high = min(row["low"] for row in measured), max(row["high"] for row in measured)
-    least, most, low, high = (f"{round(x, 2) + 0.0:.2f}" for x in (min(values), max(values), low, high))
+    least, most, low, high = map(statistics.decimals, (min(values), max(values), low, high))
     return least if least == most else f"{least} to {most}", f"[{low}, {high}]"
