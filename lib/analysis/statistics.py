@@ -50,7 +50,7 @@ def in_figures(value: float | None, low: float | None, high: float | None, digit
 
 def decimals(value: float, digits: int = 2) -> str:
     """A number with so many decimals, never -0.00."""
-    return f"{round(value, digits) + 0.0:.{digits}f}"
+    return f"{value:z.{digits}f}"
 
 
 def detectable(found: Estimate, power: float = 0.8, level: float = LEVEL) -> float:
