@@ -300,9 +300,9 @@ def sources() -> str:
 
 
 def claims() -> str:
-    """The claims in plain words with their rivals, and a letter per verdict for the models that ran more than notebook
-    02, which measures C4 and C5."""
-    rows = {name: own for name, own in record.compared().items() if {row["claim"] for row in own} - {"C4", "C5"}}
+    """The claims in plain words with their rivals, and a letter per verdict for the models on which all were measured."""
+    every = {measure.claim for _, measure in ledger.by_claim()}
+    rows = {name: own for name, own in record.compared().items() if every <= {row["claim"] for row in own}}
     lines = []
     for metric, (sentence, rival) in CLAIMS.items():
         cells = [said(own, metric, LETTERS) for own in rows.values()]
