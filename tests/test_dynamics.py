@@ -209,9 +209,15 @@ def test_the_opening_of_the_notebook_says_what_the_tables_say():
         found = dynamics.winners(table, axis)
         assert set(found[found["lessons"] >= since]["winner"]) == {source}
     assert all(dynamics.sign_learned(redundant, axis) == 0 for axis in ("horizontal", "vertical"))
-    assert [dynamics.sign_learned(gemma, axis) for axis in ("horizontal", "vertical")] == [None, None]
-    assert dynamics.of(gemma, "sign", "vertical").iloc[-1]["low"] > 0.5
-    assert dynamics.winners(gemma, "vertical")["winner"].iloc[-1] == "B"
+    left, above = (dynamics.sign_learned(gemma, axis) for axis in ("horizontal", "vertical"))
+    lessons = dynamics.snapshots(gemma)["lessons"]
+    assert left == above + 1 and lessons[left] - lessons[above] == 6400
+    assert round(dynamics.of(gemma, "sign", "horizontal").iloc[left]["value"], 2) == 0.95
+    for axis, place in (("horizontal", left), ("vertical", above)):
+        since = dynamics.winners(gemma, axis)
+        assert set(since[since["lessons"] >= lessons[place]]["winner"]) == {"B"}
+        readout = dynamics.of(gemma, "place", axis).iloc[1:]
+        assert readout["value"].max() - readout["value"].min() < 0.06 and readout["value"].max() < 0.65
 
 
 def test_a_missing_table_is_told():

@@ -79,7 +79,7 @@ APPENDIX = {  # shown on the pages of the models only
     "05-gallery": "Items repaired and broken, with the probability of the correct answer before and after.",
     "06-split": "Training of split: when it answers, and which source decides, by lessons seen.",
     "06-redundant": "Training of redundant: when it answers, and which source decides, by lessons seen.",
-    "06-gemma_style": "Training of gemma_style, as far as it went: answers and sources by lessons seen.",
+    "06-gemma_style": "Training of gemma_style: when it answers, and which source decides, by lessons seen.",
 }
 
 
