@@ -31,9 +31,8 @@ from lib.engine.vlm import VLM
 from lib.errors import UserError, cli
 from lib.stimuli.pairs import last_token_pairs
 
-Patched = Callable[
-    [dict, dict], list[Tensor]
-]  # inputs of both runs -> logits of the last token [1, vocabulary] by slot
+# inputs of both runs -> logits of the last token [1, vocabulary], slot by slot
+Patched = Callable[[dict, dict], list[Tensor]]
 
 
 def with_nnsight(vlm: VLM) -> Patched:

@@ -12,7 +12,6 @@ from pathlib import Path
 import nbformat
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 from nbconvert import HTMLExporter
-from transformers.utils import logging
 
 from lib import files, places
 from lib.artifact import ledger, record, storage
@@ -48,7 +47,6 @@ def main(argv=None) -> None:
     parser.add_argument("--no-edits", action="store_true", help="without the page one can play with")
     chosen = parser.parse_args(argv)
     folder = chosen.folder
-    logging.disable_progress_bar()  # of every file of weights that is read
     places.use_published()
     if not record.copies():
         raise UserError(f"{show(places.record())} holds no executed notebook: `make run` makes them")

@@ -118,6 +118,7 @@ def write(file: Path = FILE, names: Sequence[str] | None = None) -> Path | None:
     names = [name for name in MODELS if name in checkpoints.shipped()] if names is None else list(names)
     if not names:
         return None
+    logging.disable_progress_bar()  # of every file of weights that is read
     data = json.dumps(content(names), separators=(",", ":")).replace("</", "<\\/")
     page = Environment(loader=FileSystemLoader(HERE)).get_template("playable.html")
     return files.write_bytes(file, page.render(data=data).encode())
@@ -126,7 +127,6 @@ def write(file: Path = FILE, names: Sequence[str] | None = None) -> Path | None:
 def main(argv=None) -> None:
     parser = argparse.ArgumentParser(prog="python -m lib.artifact.site.playable", description=__doc__)
     parser.add_argument("file", nargs="?", type=Path, default=FILE, help="default: site/edits.html")
-    logging.disable_progress_bar()  # of every file of weights that is read
     file = write(parser.parse_args(argv).file)
     print(f"open {show(file)}" if file else "no model of this page is in data/models: nothing written")
 
