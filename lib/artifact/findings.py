@@ -20,19 +20,19 @@ from lib.engine.embedded import DEFAULT, MODELS, PLANTED
 CLAIMS = {
     "order_beyond_words": (
         "C1 The last token first points to a place, then takes what stands there",
-        "the words of the question, asked about an empty canvas",
+        "the question's words alone (empty canvas)",
     ),
     "probe_seen_entities": (
         "C2 Order can be read linearly from object tokens: known entities",
         "embeddings without a readable place",
     ),
     "probe_unseen_entities": ("C2 The same, entities the probe never saw", "a table of known entities"),
-    "probe_unseen_places": ("C2 The same, lines that stand elsewhere", "place on the canvas"),
+    "probe_unseen_places": ("C2 The same, line moved on the canvas", "place on the canvas"),
     "strips_beyond_bare": ("C3 Order forms strips over the background", "place on the canvas, objects or not"),
-    "strip_code": ("C4 A code of place on the strips decides the answer", "O, B and P: they predict 0"),
+    "strip_code": ("C4 A code of place on the strips decides the answer", "O, B and P: they predict 0 (edit 9)"),
     "order_lost_named": (
         "C5 Answers are lost under the paper's ablation",
-        "tokens so unusual that it answers other words",
+        "tokens so odd that it names neither object",
     ),
     "order_lost_own_place": (
         "C5 Lost already when each object is taken alone at its own place",
@@ -46,7 +46,7 @@ CLAIMS = {
 # The four rivals as the README says them: what could tell which object is where, and the edit that tests it alone.
 SOURCES = {
     "O": ("the tokens of the objects themselves", 1),
-    "S": ("the background around an object, naming only *its strip* (the paper, read strictly)", 9),
+    "S": ("the background around an object, naming only *its strip* (a strict reading of the paper)", 9),
     "B": ("the background, by saying *which object is where*", 5),
     "P": ("the places of the tokens in the sequence", 8),
 }
@@ -119,17 +119,23 @@ def paper() -> str:
     """The paper's observation and the edits that tell its explanation from its rivals."""
     edit = effects()
     return (
-        f"- **In `{DEFAULT}` strips decide and objects alone do not, as in the paper; but exchanging the strips' background within the picture changes nothing.** Interchanging strips with the mirror picture moves the answer {both(edit[2])} of the way (edit 2; left-right and above-below, {pairs_per_axis()} pairs each; the table has fewer), objects alone {both(edit[1])} (edit 1). "
-        f"But exchanging the strips' background *within* the picture, which should flip the answer if it told which strip is which, moves it {both(edit[9].abs())} (edit 9), and all background from the mirror picture {both(edit[5])} (edit 5). Not excluded: a strip code that is tied to the object on the strip. "
-        f"This says which source wins, not what is needed: with the background of an empty canvas {both(emptied())} of the answers are still correct."
+        f"- **In `{DEFAULT}` strips taken from the mirror picture move the answer and objects alone hardly do, as in the paper; but strips' background that changes places *within* the picture does nothing.** From the mirror picture, strips move the answer {both(edit[2])} of the way (edit 2; left-right and above-below, {pairs_per_axis()} pairs each; the table has fewer), objects alone {both(edit[1])} (edit 1), the strips' background {both(edit[3])} (edit 3), all background {both(edit[5])} (edit 5). "
+        f"The same tokens of the strips' background, exchanged within the picture, should flip the answer if they told which strip is which: {both(edit[9].abs())} (edit 9). Not excluded: a strip code tied to the object on the strip. "
+        f"And to win is not to be needed: with the background of an empty canvas {both(emptied('correct'))} are still correct{confused()}."
     )
 
 
-def emptied() -> pd.Series:
-    """Correct answers to centred squares by axis, with the background of the empty canvas."""
+def emptied(measure: str) -> pd.Series:
+    """A measure of the answers to centred squares by axis, with the background of the empty canvas."""
     table = record.table(DEFAULT, "tables/ladder.csv")
     table = table[(table["setting"] == "squares") & (table["step"] == "empty background")]
-    return table[table["measure"] == "correct"].set_index("orientation")["value"]
+    return table[table["measure"] == measure].set_index("orientation")["value"]
+
+
+def confused() -> str:
+    """What the wrong answers with that background are, where most of them name neither object."""
+    neither = emptied("names_neither")
+    return f" ({both(neither)} name neither object)" if (neither > (1 - emptied("correct")) / 2).all() else ""
 
 
 def pairs_per_axis() -> int:
@@ -143,7 +149,7 @@ def seed_by_seed(table: pd.DataFrame) -> str:
     names = list(seeds(DEFAULT).values())
     scene = [name for name in names if table.loc[name, "B"].min() > 0.5]
     objects = [name for name in names if table.loc[name, "O"].min() > 0.5]
-    return f"- **Trainings of one recipe differ in what decides.** Of {len(names)} trainings of `{DEFAULT}`, in {len(scene)} the background wins (B {span(table.loc[scene, 'B'])}), in {len(objects)} the objects (O {span(table.loc[objects, 'O'])}, B at most {decimals(table.loc[objects, 'B'].abs().max())})."
+    return f"- **Trainings of one recipe differ in what decides.** Of {len(names)} trainings of `{DEFAULT}`, in {len(scene)} the background wins (B {span(table.loc[scene, 'B'])}), in {len(objects)} the objects (O {span(table.loc[objects, 'O'])}, B no more than {decimals(table.loc[objects, 'B'].abs().max())})."
 
 
 def place_and_source(table: pd.DataFrame) -> str:
@@ -185,8 +191,8 @@ def positive_control(table: pd.DataFrame, left: pd.DataFrame) -> str:
     """The planted strip code; table: `rivals`, left: `after_ablation`."""
     own, kept = table.loc["strip_code"], left.loc["strip_code", "accuracy"]
     return (
-        f"- **Where the background does tell strips apart, the test finds it.** In `strip_code`, built to be the paper's picture read strictly, edit 9 moves the answer {both(own['S'])} of the way; in every other model at most {decimals(table.drop('strip_code')['S'].abs().max())}. "
-        f"And it still answers {both(kept)} correctly after the paper's ordering ablation (background from an empty canvas, each object from a picture where it stands alone in the middle): the empty canvas carries the code, too. So order that is lost there, unless by mere confusion, did not come from it."
+        f"- **Where the background does tell strips apart, the test finds it.** In `strip_code`, built to be that reading of the paper, edit 9 moves the answer {both(own['S'])} of the way; in no other model more than {decimals(table.drop('strip_code')['S'].abs().max())}. "
+        f"And it still answers {both(kept)} correctly after the paper's ordering ablation (background from an empty canvas, each object from a picture where it stands alone in the middle): the empty canvas carries the code, too. So order that this ablation destroys, unless by mere confusion, did not come from such a code."
     )
 
 
@@ -197,7 +203,7 @@ def by_axis(table: pd.DataFrame, left: pd.DataFrame) -> str:
     kept = left.xs("vertical", level="orientation")["accuracy"]
     return (
         f"- **Left-right and above-below can rest on different sources.** `{together[0]}` and `{together[1]}` take left-right from the objects (O {decimals(across.loc[together, 'O'].min())}), above-below from token places (P {decimals(vertical.loc[together, 'P'].min())}){planted_apart(table)}. "
-        f"`{apart[0]}` and `{apart[1]}` take left-right from the objects and above-below in part (O {span(vertical.loc[apart, 'O'])}): {span(kept[apart])} of these answers survive the ablation (chance: 0.50), which no single edit explains."
+        f"`{apart[0]}` and `{apart[1]}` take left-right from the objects, above-below in part (O {span(vertical.loc[apart, 'O'])}): {span(kept[apart])} of the above-below answers survive that ablation (chance: 0.50), which no edit explains."
     )
 
 

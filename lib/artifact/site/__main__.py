@@ -101,6 +101,7 @@ def index_page(folder: Path, models: list[dict], documents: list[dict], edits: b
         default=DEFAULT,
         models=models,
         documents=documents,
+        rules=next((each["href"] for each in documents if Path(each["href"]).stem == "RULES"), ""),
         outsiders=[name for name in record.models() if name not in shipped()],
         commands=parts.get("Two commands", ""),
         commit=(storage.commit() or "unknown")[:12],

@@ -45,7 +45,7 @@ def title(file: Path) -> str:
 
 
 def html(markdown: str, source: Path, page: Path, site: Path) -> str:
-    """Markdown as HTML; wide tables scroll by themselves.
+    """Markdown as HTML; wide tables scroll by themselves, a picture is a link to itself.
 
     source: the file it is from. page: where it will be shown, in the folder `site`; links between files of the project
     become links between pages, and a link to what is not in the edition becomes plain text.
@@ -67,7 +67,7 @@ def html(markdown: str, source: Path, page: Path, site: Path) -> str:
 
     def picture(found: re.Match) -> str:
         leads = target(found["to"])
-        return found[0].replace(found["to"], leads) if leads else ""
+        return f'<a href="{leads}">{found[0].replace(found["to"], leads)}</a>' if leads else ""
 
     def tag(found: re.Match) -> str:  # <unk> in a sentence is a word of it; browsers take <image> for a picture
         return found[0] if found[1] in TAGS else escape(found[0], quote=False)
