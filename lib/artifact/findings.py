@@ -119,9 +119,9 @@ def paper() -> str:
     """The paper's observation and the edits that tell its explanation from its rivals."""
     edit = effects()
     return (
-        f"- **In `{DEFAULT}` strips taken from the mirror picture move the answer and objects alone hardly do, as in the paper; but strips' background that changes places *within* the picture does nothing.** From the mirror picture, strips move the answer {both(edit[2])} of the way (edit 2; left-right and above-below, {pairs_per_axis()} pairs each; the table has fewer), objects alone {both(edit[1])} (edit 1), the strips' background {both(edit[3])} (edit 3), all background {both(edit[5])} (edit 5). "
-        f"The same tokens of the strips' background, exchanged within the picture, should flip the answer if they told which strip is which: {both(edit[9].abs())} (edit 9). Not excluded: a strip code tied to the object on the strip. "
-        f"And to win is not to be needed: with the background of an empty canvas {both(emptied('correct'))} are still correct{confused()}."
+        f"- **In `{DEFAULT}` strips from the mirror picture move the answer and objects alone hardly do, as in the paper; but exchanging the strips' background *within* the picture does nothing.** From the mirror picture, strips move it {both(edit[2])} of the way (edit 2; left-right, above-below; {pairs_per_axis()} pairs each, fewer in the table), objects alone {both(edit[1])} (edit 1), the strips' background {both(edit[3])} (edit 3), all background {both(edit[5])} (edit 5). "
+        f"Exchanged within the picture, the same tokens should flip the answer if they told which strip is which: {both(edit[9].abs())} (edit 9). Not excluded: a strip code tied to the object on the strip. "
+        f"To win is not to be needed: with the background of an empty canvas {both(emptied('correct'))} are still correct{confused()}."
     )
 
 
@@ -192,7 +192,7 @@ def positive_control(table: pd.DataFrame, left: pd.DataFrame) -> str:
     own, kept = table.loc["strip_code"], left.loc["strip_code", "accuracy"]
     return (
         f"- **Where the background does tell strips apart, the test finds it.** In `strip_code`, built to be that reading of the paper, edit 9 moves the answer {both(own['S'])} of the way; in no other model more than {decimals(table.drop('strip_code')['S'].abs().max())}. "
-        f"And it still answers {both(kept)} correctly after the paper's ordering ablation (background from an empty canvas, each object from a picture where it stands alone in the middle): the empty canvas carries the code, too. So order that this ablation destroys, unless by mere confusion, did not come from such a code."
+        f"It still answers {both(kept)} correctly after the paper's ordering ablation (background from an empty canvas, each object from where it stands alone in the middle): the empty canvas carries the code, too. So order that this ablation destroys, unless by mere confusion, did not come from such a code."
     )
 
 
