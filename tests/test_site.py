@@ -147,7 +147,7 @@ def test_what_readme_counts_in_words_is_so():
         " ".join((places.ROOT / "README.md").read_text().split()),
         ["", "", "", "three", "four", "five", "six"],
     )
-    assert f"In {words[len(findings.SHOWN)]} of our small models" in readme
+    assert f"In {words[len(findings.SHOWN)]} small models" in readme
     assert f"`{DEFAULT}` was trained {words[len(checkpoints.seeds(DEFAULT))]} times" in readme
     assert (
         f"{words[len(findings.SOURCES)].capitalize()} things could tell a model which object is on the left" in readme
