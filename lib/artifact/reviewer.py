@@ -6,7 +6,7 @@
 from pathlib import Path
 
 from lib import places
-from lib.artifact import manifests, markdown, record
+from lib.artifact import findings, manifests, markdown, record
 from lib.artifact.site.matrix import CLAIMS
 from lib.engine.embedded import DEFAULT
 from lib.places import show
@@ -31,13 +31,13 @@ def table() -> str:
         if not own:
             continue
         notebook = own[0]["notebook"]
-        metrics, cells = (
-            ", ".join(markdown.code(dict.fromkeys(row[key] for row in own))) for key in ("metric", "cell")
-        )
+        cells = ", ".join(markdown.code(dict.fromkeys(row["cell"] for row in own)))
+        said = {row["metric"]: findings.said(own, row["metric"]) for row in own}
+        metrics = "<br>".join(f"`{metric}`: {verdicts}" for metric, verdicts in said.items())
         files = "<br>".join(markdown.code(SHOWN[claim]))
         command = f"`make run NOTEBOOKS={notebook[:2]}`"
         lines.append((f"**{claim}** {sentence}", command, minutes(notebook, DEFAULT), f"cells {cells}", metrics, files))
-    head = ["claim", "command", "minutes", "where in the notebook", "metrics in `ledger.json`", "figure, table"]
+    head = ["claim", "command", "minutes", "where in the notebook", "metric: verdict", "figure, table"]
     return markdown.table(head, lines)
 
 
