@@ -1,59 +1,29 @@
 """Which image-text models of transformers the adapter can use: `python -m lib.engine.derived.survey` makes a table.
 
-Every model type that transformers maps to image-text-to-text is built small with random weights from its own
-configuration classes, its record is derived (`lib.engine.derived.derive`) and its certificate written
-(`lib.engine.certificate`). Random weights prove that reading and writing the residual stream is exact; what a trained
-checkpoint answers is another question, and its own certificate is made when it is loaded.
-"""
-
-from __future__ import annotations
-
-import argparse
-import json
-import signal
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-
-import pandas as pd
-import torch
-
-from lib.engine.certificate import certificate
-from lib.engine.derived.adapter import DerivedVLM
-from lib.engine.derived.derive import Derived
-from lib.engine.derived.observe import Refused
-from lib.engine.derived.reading import first_that_fits
-from lib.engine.derived.small_models import CANVAS, NotBuilt, build, fitted, formats, tokenizer
-from lib.files import write_bytes
-from lib.places import ROOT
-
-PAGE = ROOT / "docs" / "CHECKPOINTS.md"
-SECONDS = 90  # of processor time for one model type
-HEAD = """# Model types of transformers
-
-Made by `python -m lib.engine.derived.survey` with transformers {version}; not edited by hand. Every model type that
-transformers maps to image-text-to-text ({total}) is built small, with random weights, from its own configuration
-classes. Its record is derived from the model (`lib/engine/derived/derive.py`), and the six contracts of
-`lib/engine/certificate.py` are tried: 1 logits equal transformers', 2 slot 0 holds the projector's output, 3 a run's
-own activations change nothing and the other picture's give the other run, 4 continued runs equal whole ones, 5 batches
-and padding, 6 hooks are removed. A contract holds when the largest difference is at most 2e-5 of the largest logit, in
-float32.
+Every model type that transformers maps to image-text-to-text ({total}) is tried: built small, with random weights, from its own configuration
+classes, where that can be done ({built}). Its record is derived from the model (`lib/engine/derived/derive.py`), and
+the six contracts of `lib/engine/certificate.py` are tried: 1 logits equal transformers', 2 slot 0 holds the projector's
+output, 3 a run's own activations change nothing and the other picture's give the other run, 4 continued runs equal
+whole ones, 5 batches and padding, 6 hooks are removed. A contract holds when the largest difference is at most 2e-5 of
+the largest logit, in float32.
 
 **{passing} of the {built} types that can be built pass all six contracts without a record written by hand.**
 
 Random weights show that reading and writing the residual stream is exact, not what a trained checkpoint answers.
 Whether image tokens stand for places is measured, and may turn out differently with a trained encoder. So a checkpoint
-whose family has no written record (`lib/engine/families.py` has ten) proves itself when it is first loaded: its
-certificate is kept in `runs/by-hand/<model>/certificate.json`, and a broken contract is an error. What surrounds a
-picture in the text is taken from the chat template and the configuration; options of the image processor that would
-resize or tile a picture are switched off. Compare both with the checkpoint's own processor before you trust accuracies.
+whose family has no written record (`lib/engine/families.py` has ten) is tried by the same contracts when it is first
+loaded (`python -m lib.run --plan MODEL`, `make run MODEL=...`, or `vlm.load` in your own code). Its certificate is kept
+in `runs/by-hand/<model>/certificate.json`; a broken contract is an error, but for the fourth, without which questions
+can be asked and no sweep can be run. What surrounds a picture in the text is taken from the chat template and the
+configuration; options of the image processor that would resize or tile a picture are switched off. Compare both with
+the checkpoint's own processor before you trust accuracies.
 
 Columns: *image tokens*, constant ones are the same for every picture (line breaks). *Route of the picture*: where it
 has more than one into the language model, patches take all of them together: the vector of a token is the residual
 stream followed by what later layers add to it or are given for it. *Runs*: continued runs keep keys and values; plain
-ones compute every token again, which is exact and saves nothing. *Not possible*: other image positions
-(`with_positions`) need a written record in every case.
+ones compute every token again, which is exact and saves nothing. *Difference*: the largest of all
+contracts. *Not possible*: what cannot be done with this type; other image positions (`with_positions`), which need a
+written record, cannot be had with any and are not listed.
 """
 COLUMNS = "| type | image tokens | route of the picture | positions | runs | contracts | difference | not possible |"
 NAMED = {
