@@ -1,6 +1,39 @@
 """Which image-text models of transformers the adapter can use: `python -m lib.engine.derived.survey` makes a table.
 
-Every model type that transformers maps to image-text-to-text ({total}) is tried: built small, with random weights, from its own configuration
+Every model type that transformers maps to image-text-to-text is built small with random weights from its own
+configuration classes, its record is derived (`lib.engine.derived.derive`) and its certificate written
+(`lib.engine.certificate`). Random weights prove that reading and writing the residual stream is exact; what a trained
+checkpoint answers is another question, and its own certificate is made when it is loaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from lib.engine.certificate import certificate
+from lib.engine.derived.adapter import DerivedVLM
+from lib.engine.derived.derive import Derived
+from lib.engine.derived.observe import Refused
+from lib.engine.derived.reading import first_that_fits
+from lib.engine.derived.small_models import CANVAS, NotBuilt, build, fitted, formats, tokenizer
+from lib.files import write_bytes
+from lib.places import ROOT
+
+PAGE = ROOT / "docs" / "CHECKPOINTS.md"
+SECONDS = 90  # of processor time for one model type
+HEAD = """# Model types of transformers
+
+Made by `python -m lib.engine.derived.survey` with transformers {version}; not edited by hand. Every model type that
+transformers maps to image-text-to-text ({total}) is tried: built small, with random weights, from its own configuration
 classes, where that can be done ({built}). Its record is derived from the model (`lib/engine/derived/derive.py`), and
 the six contracts of `lib/engine/certificate.py` are tried: 1 logits equal transformers', 2 slot 0 holds the projector's
 output, 3 a run's own activations change nothing and the other picture's give the other run, 4 continued runs equal
