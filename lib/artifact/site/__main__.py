@@ -101,7 +101,7 @@ def index_page(folder: Path, models: list[dict], documents: list[dict], edits: b
         default=DEFAULT,
         models=models,
         documents=documents,
-        rules=next((each["href"] for each in documents if Path(each["href"]).stem == "RULES"), ""),
+        page_of={Path(each["href"]).stem: each["href"] for each in documents},
         outsiders=[name for name in record.models() if name not in shipped()],
         commands=parts.get("Two commands", ""),
         commit=(storage.commit() or "unknown")[:12],
