@@ -228,3 +228,11 @@ def test_numbers_as_a_table_are_bold_where_the_interval_clears_one_half():
     assert "| a | horizontal | 8 | 0.00 [-0.20, 0.00] |" in text and "| **1.00 [0.80, 1.00]** |" in text
     unclear = markdown.estimates(rows_of("a", "B", 0.6).assign(low=0.4), ["model", "orientation"], "rival", bold="OSBP")
     assert "**" not in unclear
+
+
+def test_what_an_edit_leaves_on_the_two_candidates_is_their_probability(small):
+    table = fingerprint.sweep(small, [5])
+    said = fingerprint.effect_table(table).set_index("orientation")["on_the_two"]
+    for orientation, cell in table[(table["run"] == "patched") & (table["edit"] == "5")].groupby("orientation"):
+        own = cell.pivot(index="pair", columns="role", values="probability")[["clean", "counterfactual"]]
+        assert said[orientation] == pytest.approx(own.sum(axis=1).mean()) and 0 < said[orientation] <= 1 + 1e-6

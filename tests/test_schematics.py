@@ -1,10 +1,13 @@
 """Schematics show what the interventions do: the same tokens, words and numbers."""
 
+from types import SimpleNamespace
+
 import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
 
+from lib.analysis import interchange
 from lib.artifact import schematics
 from lib.artifact.schematics import LAST, Arrow, Shown
 from lib.patching.edits import amplify
@@ -25,7 +28,7 @@ def closed():
 
 def tinted(ax) -> int:
     """How many image tokens of a panel are tinted."""
-    return len(ax.patches)
+    return sum(int((image.get_array()[..., 3] > 0).sum()) for image in ax.images[1:])
 
 
 def test_the_ladder_tints_what_each_step_replaces():
@@ -40,6 +43,34 @@ def test_partial_ablations_tint_what_they_replace():
     assert {ax.get_title(): tinted(ax) for ax in figure.axes} == {
         "none": 0, "random": objects, "background": rest, "object": objects, "both": GRID.side**2,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("pair", [PAIR, mirrored_pairs("squares", GRID, n=1)[-1]], ids=lambda pair: pair.orientation)
+def test_an_interchange_names_the_side_of_the_mirror_picture(pair):
+    study = SimpleNamespace(pairs=[pair], vlm=SimpleNamespace(grid=GRID))
+    edits = {"objects": interchange.partial_strips(study, 0), "strips": interchange.partial_strips(study, 8)}
+    figure = schematics.interchanged(pair, edits, GRID)
+    own = 2 * GRID.entity**2
+    assert [tinted(ax) for ax in figure.axes] == [0, own, own + 16]
+    sides = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert sides == ["its own", *(f"the mirror picture's {side}" for side in schematics.SIDES[pair.orientation])]
+    first, second = (image.get_array()[..., 3] > 0 for image in figure.axes[1].images[1:])
+    axis = int(pair.orientation == "horizontal")
+    assert np.nonzero(first)[axis].min() > np.nonzero(second)[axis].max(), "each side takes the other one's"
+
+
+def test_only_what_is_cut_is_crossed_out():
+    for kind in schematics.KINDS:
+        figure = schematics.last_token_reads(PAIR.clean.scene, "left of the red square?", GRID, 5, kind)
+        crosses = [line for line in figure.axes[1].lines if line.get_marker() == "x"]
+        assert [line.get_xydata().tolist() for line in crosses] == ([[[3.0, 2.5]]] if kind == "cut" else [])
+
+
+def test_a_patch_of_a_component_lies_between_two_slots(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(schematics, "runs", lambda rows, arrows, slots: drawn.extend(arrows))
+    schematics.patched(PAIR, GRID, 7, between=True)
+    assert [(arrow.source[2], arrow.target[2]) for arrow in drawn] == [(3.5, 3.5)]
 
 
 def test_a_patch_joins_the_same_words_of_both_questions():

@@ -89,18 +89,13 @@ class ItemRun:
         return ItemRun(self.vlm, items, self.run.rows(rows), item_of, self.scene[chosen], weight)
 
 
-def texts(item: Item | SideItem, form: str) -> tuple[str, ...]:
-    """What an item asks, as the model is asked: one question, or one per relation (form: `questions.side_question`)."""
-    return item.questions(form) if isinstance(item, SideItem) else (item.question,)
-
-
 def item_run(vlm: VLM, items: Sequence[Item | SideItem], form: str = "", progress: bool = False) -> ItemRun:
     """Encode the distinct pictures of items and tokenise their questions.
 
     form: see `questions.side_question`, by default the paper's for this family.
     """
     form = form or vlm.family.side_form
-    asked = [texts(item, form) for item in items]
+    asked = [item.questions(form) for item in items]
     drawn = {scene: scene.image(vlm.grid.canvas) for scene in dict.fromkeys(item.scene for item in items)}
     images, index = vlm.distinct(list(drawn.values()), progress)
     row_of = dict(zip(drawn, index, strict=True))

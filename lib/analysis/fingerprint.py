@@ -199,11 +199,16 @@ GROUP = ["setting", "orientation", "centred"]
 
 
 def effect_table(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """The published form: setting, orientation, centred, edit (number), slot, n, effect, low, high.
+    """The published form: setting, orientation, centred, edit (number), slot, n, effect, low, high, on_the_two.
 
-    Effects are ratios of means over pairs, intervals bootstraps over whole pairs (`effects.summarise`).
+    Effects are ratios of means over pairs, intervals bootstraps over whole pairs (`effects.summarise`). on_the_two: the
+    probability that the edited runs leave on the two candidates, a mean over pairs; what is missing to 1 went to other
+    words, and counts as half an effect.
     """
-    out = effects.summarise(table, [*GROUP, "edit", "slot"], seed)
+    by = [*GROUP, "edit", "slot"]
+    own = table[(table["run"] == "patched") & table["role"].isin(("clean", "counterfactual"))]
+    left = own.groupby([*by, "pair"])["probability"].sum().groupby(by).mean().rename("on_the_two")
+    out = effects.summarise(table, by, seed).join(left, on=by)
     return out.assign(edit=out["edit"].astype(int)).sort_values([*GROUP, "slot", "edit"], ignore_index=True)
 
 

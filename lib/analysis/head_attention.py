@@ -94,10 +94,10 @@ def _reader(seen: dict, layer: int) -> Callable:
 def regions(study: Study, chosen: Sequence[Head], position: Int[np.ndarray, " pair"], seed: int = 0) -> pd.DataFrame:
     """How much of each head's attention lies on parts of the picture, in the clean and in the mirrored run.
 
-    Columns run, layer, head, region, n, attention, low, high. Regions are places: asked (the object on the side that
-    the question asks for, which is another entity in the mirrored picture), asked strip (the background of its strip),
-    other (the object on the opposite side), reference, elsewhere (all other background); text is the rest. For mirrored
-    pairs of centred lines.
+    Columns run, layer, head, region, n, attention, low, high, tokens (in the region; not known for text). Regions are
+    places: asked (the object on the side that the question asks for, which is another entity in the mirrored picture),
+    asked strip (the background of its strip), other (the object on the opposite side), reference, elsewhere (all other
+    background); text is the rest. For mirrored pairs of centred lines.
     """
     sets, parts, grid = reading_sets(study, seed), [], study.vlm.grid
     named = {"asked": sets["target"], "other": sets["opposite"], "reference": sets["middle"]}
@@ -113,19 +113,23 @@ def regions(study: Study, chosen: Sequence[Head], position: Int[np.ndarray, " pa
                 columns = {"run": name, "layer": layer, "head": head, "region": region, "attention": share}
                 parts.append(pd.DataFrame({"pair": np.arange(len(study))} | columns))
     keys = ["layer", "head", "run", "region"]
-    return statistics.summarise(pd.concat(parts, ignore_index=True), keys, "attention", seed=seed)
+    table = statistics.summarise(pd.concat(parts, ignore_index=True), keys, "attention", seed=seed)
+    size = {region: tokens.shape[1] for region, tokens in named.items()}
+    size["elsewhere"] = grid.side**2 - sum(size.values())
+    return table.assign(tokens=table["region"].map(size))
 
 
 def looks_headline(looks: pd.DataFrame) -> str:
     """Where the heads of `regions` look, taken together."""
-    mean = looks.groupby("region")["attention"].mean()
-    asked = "the object asked for" if mean["asked"] >= mean["asked strip"] else "the background of its strip"
+    mean, size = (looks.groupby("region")[column].mean() for column in ("attention", "tokens"))
     share = {region: f"{value:.0%}" for region, value in mean.items()}
+    ratio = mean["asked"] / size["asked"] / (mean["asked strip"] / size["asked strip"])
+    token = f"a token of that object {ratio:.1f} times as much as one of that background"
     return (
         f"Together these heads (n = {looks['n'].max()} pairs, both pictures) give {share['asked']} of their attention "
         f"to the object on the side asked for, {share['asked strip']} to the background of its strip, "
         f"{share['elsewhere']} to other background, {share['reference']} to the reference, {share['other']} to the "
-        f"opposite object and {share['text']} to text: of the strip asked for, they look most at {asked}."
+        f"opposite object and {share['text']} to text; {token}."
     )
 
 

@@ -25,6 +25,7 @@ ALIKE = {  # checkpoint -> embedded models of its class of transformers, and so 
     "gemma-3-4b": ("gemma_style", "gemma_joint"),
     "pixtral-12b": ("pixtral_style", "pixtral_joint"),
 }
+OF_MODEL = ("total", "accuracy", "low", "high", "names_neither")
 COUNTS = ("model", "setting", "direction", "condition", "correct", "total", "source", "accessed")
 
 
@@ -92,7 +93,8 @@ def beside_checkpoints(embedded: pd.DataFrame, setting: str = "squares") -> pd.D
 
     embedded: model, setting, orientation, intact, accuracy, low, high, names_neither after the ablation
     (`mechanisms.mechanism`), further training seeds as NAME-seed<k>. Columns checkpoint, model, orientation,
-    checkpoint_reading, own (the embedded model's reading), total, accuracy, low, high (of the embedded model),
+    checkpoint_reading, own (the embedded model's reading), total, accuracy, low, high, names_neither (of the embedded
+    model),
     compared: alike (order is left in both or in neither), differs (in one only, and the intervals lie apart), undecided
     (in one only, but the intervals overlap), or not readable (one of the two).
     """
@@ -102,11 +104,11 @@ def beside_checkpoints(embedded: pd.DataFrame, setting: str = "squares") -> pd.D
     for checkpoint, names in ALIKE.items():
         for row in embedded[recipe.isin(names) & (embedded["setting"] == setting)].to_dict("records"):
             of_checkpoint = counted.loc[(checkpoint, setting, row["orientation"])]
-            own, values = embedded_reading(row), [row[key] for key in ("total", "accuracy", "low", "high")]
+            own, values = embedded_reading(row), [row[key] for key in OF_MODEL]
             key = (checkpoint, row["model"], row["orientation"], of_checkpoint["reading"], own)
             rows.append((*key, *values, _compared(of_checkpoint, row, own)))
     readings = ["checkpoint_reading", "own"]
-    head = ["checkpoint", "model", "orientation", *readings, "total", "accuracy", "low", "high", "compared"]
+    head = ["checkpoint", "model", "orientation", *readings, *OF_MODEL, "compared"]
     return pd.DataFrame(rows, columns=head)
 
 
@@ -123,7 +125,8 @@ def schemes_in_words(table: pd.DataFrame) -> list[str]:
     axes, lines = {"horizontal": "left-right", "vertical": "above-below"}, []
     for (checkpoint, model), cell in table.groupby(["checkpoint", "model"], sort=False):
         parts = [
-            f"{axes[x.orientation]} {statistics.in_figures(x.accuracy, x.low, x.high)}, {x.own}"
+            f"{axes[x.orientation]} {statistics.in_figures(x.accuracy, x.low, x.high)} "
+            f"({x.names_neither:.2f} name neither), {x.own}"
             + (f", {checkpoint}: {x.checkpoint_reading} ({x.compared})" if x.compared != "not readable" else "")
             for x in cell.itertuples()
         ]
@@ -136,11 +139,11 @@ def scheme_verdict(table: pd.DataFrame) -> str:
     said = table.groupby("model", sort=False)["compared"].agg(set)
     differ = [name for name, own in said.items() if "differs" in own]
     alike = [name for name, own in said.items() if own == {"alike"}]
-    unclear = [name for name in said.index if name not in (*differ, *alike)]
+    unclear = [name for name, own in said.items() if own & {"not readable", "undecided"}]
     if differ:
         text = (
-            f"{', '.join(differ)}: where both can be read, order is not left on the same axes as in the checkpoint "
-            "with the same scheme, so the scheme alone does not decide the axis (training, data and size differ, too)."
+            f"{', '.join(differ)}: where both can be read, order survives on other axes than in the checkpoint with "
+            "the same scheme, so the scheme alone does not decide the axis (training, data and size differ, too)."
         )
     elif alike:
         text = (

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from matplotlib.collections import LineCollection
 
 from lib.analysis import fingerprint, ladder, position_schemes
 from lib.artifact import figures
@@ -50,14 +48,7 @@ def edits(clean, counterfactual, named: dict[int, Interchange], grid: Grid):
 
 def _tint(ax, edit: Interchange, grid: Grid) -> None:
     """The tokens an edit writes as tinted cells, and a double arrow where two regions trade."""
-    colour, extent = FROM_OWN if edit.own else FROM_OTHER, (0, grid.canvas, grid.canvas, 0)
-    mask = np.zeros(grid.side**2, dtype=bool)
-    mask[edit.targets] = True
-    tint = np.zeros((grid.side, grid.side, 4))
-    tint[mask.reshape(grid.side, grid.side)] = (*mpl.colors.to_rgb(colour), 0.25)
-    ax.imshow(tint, extent=extent, interpolation="nearest")
-    border = figures.outline(mask.reshape(grid.side, grid.side)) * grid.pixels
-    ax.add_collection(LineCollection(border, edgecolor=colour, linewidth=2.0))
+    figures.mark(ax, edit.targets, grid.side, grid.pixels, figures.Look(FROM_OWN if edit.own else FROM_OTHER))
     if not np.array_equal(edit.targets, edit.sources):
         half = len(edit.targets) // 2
         ends = [_centre(edit.targets[part], grid) for part in (slice(half), slice(half, None))]

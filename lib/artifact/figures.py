@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.collections import LineCollection
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
 
 from lib import files, places
 from lib.artifact import storage
@@ -151,22 +151,29 @@ def show_scene(ax, image, token_sets: dict, side: int, pixels: int, title: str |
     ax.imshow(np.asarray(image), extent=extent, interpolation="nearest")
     handles = []
     for number, (name, tokens) in enumerate(token_sets.items()):
-        style = look(name, number)
-        mask = np.zeros(side * side, dtype=bool)
-        mask[np.asarray(tokens, dtype=int)] = True
-        mask = mask.reshape(side, side)
-        fill = mpl.colors.to_rgba(style.colour, 0.25)
-        tint = np.zeros((side, side, 4))
-        tint[mask] = fill
-        ax.imshow(tint, extent=extent, interpolation="nearest")
-        border = {"edgecolor": style.colour, "linestyle": style.line, "linewidth": 1.6}
-        ax.add_collection(LineCollection(outline(mask) * pixels, **border))
-        handles.append(Patch(facecolor=fill, label=name.replace("_", " "), **border))
+        handles.append(mark(ax, tokens, side, pixels, look(name, number)))
+        handles[-1].set_label(name.replace("_", " "))
     ax.set(xticks=[], yticks=[], title=title, xlim=extent[:2], ylim=extent[2:])
     for spine in ax.spines.values():
         spine.set(visible=True, color=GREY, linewidth=0.6)
     if handles:
         ax.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=2, handlelength=1.6)
+
+
+def mark(ax, tokens: Sequence[int], side: int, pixels: int, style: Look, hatch: str = "") -> Patch:
+    """A set of image tokens (flat indices) tinted, hatched and outlined over a picture; returns a patch for legends."""
+    mask = np.zeros(side * side, dtype=bool)
+    mask[np.asarray(tokens, dtype=int)] = True
+    mask, fill = mask.reshape(side, side), mpl.colors.to_rgba(style.colour, 0.25)
+    ax.imshow(mask[..., None] * np.array(fill), extent=(0, side * pixels, side * pixels, 0), interpolation="nearest")
+    if hatch:
+        for row, column in np.argwhere(mask):
+            cell = Rectangle((column * pixels, row * pixels), pixels, pixels, hatch=hatch, linewidth=0)
+            cell.set(facecolor="none", edgecolor=(*fill[:3], 0.55))
+            ax.add_patch(cell)
+    border = {"edgecolor": style.colour, "linestyle": style.line, "linewidth": 1.6}
+    ax.add_collection(LineCollection(outline(mask) * pixels, **border))
+    return Patch(facecolor=fill, hatch=hatch, **border)
 
 
 def gallery(pictures: dict, columns: int = 4, frame: bool = False):

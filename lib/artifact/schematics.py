@@ -10,30 +10,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.collections import LineCollection
 from matplotlib.lines import Line2D
-from matplotlib.patches import ConnectionPatch, Patch, Rectangle
+from matplotlib.patches import ConnectionPatch, Patch
 from PIL import Image
 from torch import Tensor
 
 from lib.analysis import ladder
 from lib.artifact import figures
-from lib.artifact.figures import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILLION
+from lib.artifact.figures import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILLION, Look
 from lib.patching.edits import Interchange
 from lib.stimuli.grids import Grid
 from lib.stimuli.pairs import Pair
 from lib.stimuli.questions import Item, Picture, SideItem
 from lib.stimuli.token_sets import PARTS, background, part_tokens
 
+EMPTY, OWN_PLACE, MIDDLE = "the empty canvas", "its entity alone, own place", "its entity alone, in the middle"
 SOURCES = {  # where an image token's vector comes from: colour and hatching
-    "the empty canvas": (GREY, "////"),
-    "its entity alone, own place": (BLUE, "...."),
-    "its entity alone, in the middle": (ORANGE, "xxxx"),
-    "the mirror picture, other side": (PURPLE, "\\\\\\\\"),
-    "amplified": (GREEN, "++"),
+    EMPTY: (GREY, "////"),
+    OWN_PLACE: (BLUE, "...."),
+    MIDDLE: (ORANGE, "xxxx"),
+    "the mirror picture's left": (PURPLE, "\\\\\\\\"),
+    "the mirror picture's right": (GREEN, "////"),
+    "the mirror picture's top": (PURPLE, "\\\\\\\\"),
+    "the mirror picture's bottom": (GREEN, "////"),
 }
+SIDES = {"horizontal": ("left", "right"), "vertical": ("top", "bottom")}
 
 # --- where image tokens come from -----------------------------------------------------------------------------
 
@@ -43,38 +45,25 @@ def sources(scenes: dict[str, tuple[Image.Image, dict]], grid: Grid):
 
     scenes: title -> picture and its sets of tokens, {a name of `SOURCES`: flat indices}. Tokens in no set keep theirs.
     """
-    figure, axes = figures.panels(1, len(scenes), height=2.0, squeeze=False)
+    figure, axes = figures.panels(1, len(scenes), height=2.2, squeeze=False)
     used = {}
     for ax, (title, (picture, sets)) in zip(axes[0], scenes.items(), strict=True):
         figures.show_scene(ax, picture, {}, grid.side, grid.pixels, title)
         for name, tokens in sets.items():
             if len(tokens):
-                used[name] = _tinted(ax, tokens, grid, *SOURCES[name])
+                colour, hatch = SOURCES[name]
+                used[name] = figures.mark(ax, tokens, grid.side, grid.pixels, Look(colour), hatch)
     handles = [Patch(facecolor="white", edgecolor=BLACK, label="its own"), *used.values()]
     labels = ["its own", *used]
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), title="an image token's vector is")
     return figure
 
 
-def _tinted(ax, tokens: Sequence[int], grid: Grid, colour: str, hatch: str) -> Patch:
-    """A set of tokens hatched, with its outline; returns the patch for a legend."""
-    mask = np.zeros(grid.side**2, dtype=bool)
-    mask[np.asarray(tokens)] = True
-    fill = mpl.colors.to_rgba(colour, 0.2)
-    for row, column in zip(*np.divmod(np.flatnonzero(mask), grid.side), strict=True):
-        look = {"facecolor": fill, "edgecolor": (*fill[:3], 0.55), "hatch": hatch, "linewidth": 0}
-        ax.add_patch(Rectangle((column * grid.pixels, row * grid.pixels), grid.pixels, grid.pixels, **look))
-    border = figures.outline(mask.reshape(grid.side, grid.side)) * grid.pixels
-    ax.add_collection(LineCollection(border, edgecolor=colour, linewidth=1.4))
-    return Patch(facecolor=fill, edgecolor=colour, hatch=hatch)
-
-
 def ladder_steps(pair: Pair, grid: Grid):
     """The ladder's steps on a pair's clean picture; returns the figure."""
     rest = background(grid, pair.orientation)
     objects = np.setdiff1d(np.arange(grid.side**2), rest)
-    empty, own, middle = list(SOURCES)[:3]
-    taken = [{}, {empty: rest}, {empty: rest, own: objects}, {empty: rest, middle: objects}]
+    taken = [{}, {EMPTY: rest}, {EMPTY: rest, OWN_PLACE: objects}, {EMPTY: rest, MIDDLE: objects}]
     picture = pair.clean.scene.image(grid.canvas)
     titles = [f"{number} {step}" for number, step in enumerate(ladder.STEPS)]
     return sources({title: (picture, sets) for title, sets in zip(titles, taken, strict=True)}, grid)
@@ -83,19 +72,25 @@ def ladder_steps(pair: Pair, grid: Grid):
 def partial_ablation(pair: Pair, grid: Grid):
     """What each partial ordering ablation replaces in a pair's clean picture; returns the figure."""
     rest, picture = background(grid, pair.orientation), pair.clean.scene.image(grid.canvas)
-    empty, _, middle = list(SOURCES)[:3]
     scenes = {}
     for part in PARTS:
         tokens = part_tokens(grid, pair.orientation, part, np.random.default_rng(0))
-        scenes[part] = (picture, {empty: np.intersect1d(tokens, rest), middle: np.setdiff1d(tokens, rest)})
+        scenes[part] = (picture, {EMPTY: np.intersect1d(tokens, rest), MIDDLE: np.setdiff1d(tokens, rest)})
     return sources(scenes, grid)
 
 
 def interchanged(pair: Pair, edits: dict[str, Interchange], grid: Grid):
-    """A pair's clean picture once for each interchange with the mirror picture, those of a study's first pair; returns
-    the figure."""
-    picture = pair.clean.scene.image(grid.canvas)
-    return sources({title: (picture, {list(SOURCES)[3]: edit.targets[0]}) for title, edit in edits.items()}, grid)
+    """A pair's mirror picture, and the clean one once for each interchange with it (those of a study's first pair):
+    which side of the mirror picture a token's vector comes from. Returns the figure."""
+    names = [f"the mirror picture's {side}" for side in SIDES[pair.orientation]]
+    rows, columns = np.divmod(np.arange(grid.side**2), grid.side)
+    second = (columns if pair.orientation == "horizontal" else rows) >= grid.side / 2
+    scenes = {"the mirror picture": (pair.counterfactual.scene.image(grid.canvas), {})}
+    for title, edit in edits.items():
+        written, beyond = edit.targets[0], second[edit.sources[0]]
+        sets = {names[0]: written[~beyond], names[1]: written[beyond]}
+        scenes[title] = (pair.clean.scene.image(grid.canvas), sets)
+    return sources(scenes, grid)
 
 
 # --- runs -----------------------------------------------------------------------------------------------------
@@ -105,7 +100,7 @@ OBJECTS = ("object\n1", "object\n2", "object\n3", "rest")
 LONGEST = 13  # words of a question that have room in a row
 KINDS = {  # of arrows: colour, line and meaning
     "write": (VERMILLION, "-", "this vector is written into the other run"),
-    "cut": (VERMILLION, ":", "attention that is cut off"),
+    "cut": (VERMILLION, "--", "attention that is cut off"),
     "scale": (GREEN, "-", "attention that is scaled"),
 }
 
@@ -148,7 +143,7 @@ def runs(rows: Sequence[Shown], arrows: Sequence[Arrow], slots: int):
         left.set_title(row.title, fontsize=8)
         for spine in left.spines.values():
             spine.set(visible=True, color=GREY, linewidth=0.6)
-        _columns(right, row, slots)
+        _columns(right, row, slots, 3.2 if any(each.answer for each in rows) else 0.7)
     for arrow in arrows:
         _drawn(figure, axes[:, 1], arrow)
     kinds = [KINDS[kind] for kind in dict.fromkeys(arrow.kind for arrow in arrows)]
@@ -157,14 +152,14 @@ def runs(rows: Sequence[Shown], arrows: Sequence[Arrow], slots: int):
     return figure
 
 
-def _columns(ax, row: Shown, slots: int) -> None:
-    """The tokens of a run as lines of dots, one per slot, and what can come out beside the last one."""
+def _columns(ax, row: Shown, slots: int, room: float) -> None:
+    """The tokens of a run as lines of dots, one per slot, and in the room beside the last one what can come out."""
     places = range(len(row.tokens))
     for place in places:
         ax.plot([place] * slots, range(slots), "o-", color=GREY, markersize=2.2, linewidth=0.6, zorder=1)
-    ax.set_xticks(places, row.tokens, fontsize=6.5 if len(places) < 16 else 5.8)
+    ax.set_xticks(places, row.tokens, fontsize=6.5 if len(places) < 16 else 5.2)
     ax.set_yticks([0, slots - 1])
-    ax.set(ylim=(-0.6, slots - 0.4), xlim=(-0.7, len(places) + 2.2), ylabel="slot")
+    ax.set(ylim=(-0.6, slots - 0.4), xlim=(-0.7, len(places) - 1 + room), ylabel="slot")
     ax.tick_params(length=0)
     for spine in ax.spines.values():
         spine.set_visible(False)
@@ -172,22 +167,25 @@ def _columns(ax, row: Shown, slots: int) -> None:
 
 
 def _drawn(figure, axes, arrow: Arrow) -> None:
-    """An arrow, bent within a row, and a dot at either end."""
+    """An arrow, bent between rows, with a dot at either end; one that is cut is crossed out in its middle."""
     (row, *start), (row_to, *end) = arrow.source, arrow.target
     colour, line, _ = KINDS[arrow.kind]
     look = {"color": colour, "linestyle": line, "linewidth": 1.6, "arrowstyle": "-|>", "mutation_scale": 10}
-    bent = f"arc3,rad={-0.2 if row == row_to else 0.25}"
+    bent = f"arc3,rad={0 if row == row_to else 0.25}"
     ends = {"axesA": axes[row], "axesB": axes[row_to], "shrinkA": 3, "shrinkB": 3, "connectionstyle": bent}
     figure.add_artist(ConnectionPatch(start, end, "data", "data", zorder=5, **ends, **look))
     for ax, place in ((axes[row], start), (axes[row_to], end)):
         ax.plot(*place, "o", color=colour, markersize=4.5, zorder=6)
+    if arrow.kind == "cut":
+        axes[row].plot(*np.mean([start, end], axis=0), "x", color=BLACK, markersize=11, markeredgewidth=2.2, zorder=7)
 
 
-def patched(pair: Pair, grid: Grid, slots: int, tokens: Sequence[str] = ("last",)):
+def patched(pair: Pair, grid: Grid, slots: int, tokens: Sequence[str] = ("last",), between: bool = False):
     """A token of a pair's counterfactual run goes into the clean run at one slot: "last", or the word of the
-    "reference"; two tokens are two patches. Returns the figure."""
+    "reference"; two tokens are two patches. between: what is patched is the output of a part of a layer, which lies
+    between two slots. Returns the figure."""
     rows = _rows(pair, grid, "counterfactual")
-    slot, arrows, both = slots // 2, [], (pair.counterfactual, pair.clean)
+    slot, arrows, both = slots // 2 + 0.5 * between, [], (pair.counterfactual, pair.clean)
     for token in tokens:
         source, target = (_place(row, item, token) for row, item in zip(rows[::-1], both, strict=True))
         arrows.append(Arrow((1, source, slot), (0, target, slot)))
@@ -216,9 +214,9 @@ def object_interchange(pair: Pair, grid: Grid, slots: int):
     return runs(rows, [Arrow((1, 2, slot), (0, 0, slot)), Arrow((1, 0, slot), (0, 2, slot))], slots)
 
 
-def last_token_reads(scene: Picture, question: str, grid: Grid, slots: int, kind: str):
-    """The last token looks at image tokens, in one layer; kind "cut" or "scale". Returns the figure."""
-    image = OBJECTS if kind == "cut" else (IMAGE,)
+def last_token_reads(scene: Picture, question: str, grid: Grid, slots: int, kind: str, image: Sequence[str] = (IMAGE,)):
+    """The last token looks at image tokens, the first of `image`, in one layer; kind "cut" or "scale". Returns the
+    figure."""
     row, slot = Shown.of("one run", scene, question, grid, "", image), slots // 2
     return runs([row], [Arrow((0, 0, slot), (0, len(row.tokens) - 1, slot + 1), kind)], slots)
 
@@ -234,7 +232,7 @@ def amplified(item: SideItem, grid: Grid, vectors: Tensor, direction: Tensor, al
     """
     figure, axes = figures.panels(1, 2, height=2.2, width_ratios=[1, 2])
     figures.show_scene(axes[0], item.scene.image(grid.canvas), {}, grid.side, grid.pixels, "every image token")
-    _tinted(axes[0], np.arange(grid.side**2), grid, GREEN, "")
+    figures.mark(axes[0], np.arange(grid.side**2), grid.side, grid.pixels, Look(GREEN))
     along, rest = in_plane(vectors, direction)
     for number, (name, x, y) in enumerate(zip(("first object", "last object"), along, rest, strict=True)):
         colour = (BLUE, ORANGE)[number]

@@ -142,6 +142,10 @@ class Item:
     def orientation(self) -> str:
         return ORIENTATION[self.direction]
 
+    def questions(self, form: str = "") -> tuple[str, ...]:
+        """The one text that the model is asked (`SideItem.questions` has a form and two of them)."""
+        return (self.question,)
+
 
 def line_item(
     setting: str,
