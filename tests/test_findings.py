@@ -63,3 +63,27 @@ def test_schemes_are_told_by_what_the_models_show(monkeypatch, vertical, said):
     monkeypatch.setattr(record, "table", lambda name, file: pd.concat([true, table]))
     text = findings.schemes()
     assert text.startswith("- **") and said in text and "(32 questions each)" in text and "split" not in text
+
+
+@pytest.mark.parametrize(
+    ("left", "lost", "kept"),
+    [
+        (
+            0.2,
+            "; in `qwen_style` mostly confusion: edit 1 leaves 0.20 on the two",
+            "except: `qwen_style` above-below O 0.20",
+        ),
+        (0.97, "", "0.97 or more of the probability on the two."),
+    ],
+)  # fmt: skip
+def test_answers_that_go_to_other_words_are_told(monkeypatch, left, lost, kept):
+    def made(name, file):
+        rows = [("squares", axis, True, edit, 0, 1.0) for axis in ("horizontal", "vertical") for edit in range(1, 10)]
+        table = pd.DataFrame(rows, columns=["setting", "orientation", "centred", "edit", "slot", "on_the_two"])
+        own = (table["orientation"] == "vertical") & (table["edit"] == 1) & (name == "qwen_style")
+        return table.assign(on_the_two=table["on_the_two"].where(~own, left))
+
+    monkeypatch.setattr(record, "table", made)
+    monkeypatch.setattr(record, "models", lambda: ["reference", "qwen_style"])
+    assert findings.mostly_lost(["reference", "qwen_style"]) == lost
+    assert kept in findings.answers_kept()

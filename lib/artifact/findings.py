@@ -53,11 +53,11 @@ SOURCES = {
 SHOWN = ("reference", "reference-seed2", "qwen_style", "joint", "strip_code")
 
 
-def effects(model: str = DEFAULT) -> pd.Series:
-    """Effects at slot 0 on centred lines of squares, by edit and axis."""
+def fingerprint(model: str = DEFAULT) -> pd.DataFrame:
+    """The nine edits at slot 0 on centred lines of squares, by edit and axis."""
     table = record.table(model, "tables/fingerprint.csv")
     table = table[(table["setting"] == "squares") & table["centred"] & (table["slot"] == 0)]
-    return table.set_index(["edit", "orientation"])["effect"]
+    return table.set_index(["edit", "orientation"])
 
 
 def both(values: pd.Series) -> str:
@@ -117,7 +117,7 @@ def more() -> str:
 
 def paper() -> str:
     """The paper's observation and the edits that tell its explanation from its rivals."""
-    edit = effects()
+    edit = fingerprint()["effect"]
     return (
         f"- **In `{DEFAULT}` strips from the mirror picture move the answer and objects alone hardly do, as in the paper; but exchanging the strips' background *within* the picture does nothing.** From the mirror picture, strips move it {both(edit[2])} of the way (edit 2; left-right, above-below; {pairs_per_axis()} pairs each, fewer in the table), objects alone {both(edit[1])} (edit 1), the strips' background {both(edit[3])} (edit 3), all background {both(edit[5])} (edit 5). "
         f"Exchanged within the picture, the same tokens should flip the answer if they told which strip is which: {both(edit[9].abs())} (edit 9). Not excluded: a strip code tied to the object on the strip. "
@@ -139,8 +139,7 @@ def confused() -> str:
 
 
 def pairs_per_axis() -> int:
-    table = record.table(DEFAULT, "tables/fingerprint.csv")
-    return int(table[(table["setting"] == "squares") & table["centred"] & (table["slot"] == 0)]["n"].min())
+    return int(fingerprint()["n"].min())
 
 
 def seed_by_seed(table: pd.DataFrame) -> str:
@@ -203,8 +202,17 @@ def by_axis(table: pd.DataFrame, left: pd.DataFrame) -> str:
     kept = left.xs("vertical", level="orientation")["accuracy"]
     return (
         f"- **Left-right and above-below can rest on different sources.** `{together[0]}` and `{together[1]}` take left-right from the objects (O {decimals(across.loc[together, 'O'].min())}), above-below from token places (P {decimals(vertical.loc[together, 'P'].min())}){planted_apart(table)}. "
-        f"`{apart[0]}` and `{apart[1]}` take left-right from the objects, above-below in part (O {span(vertical.loc[apart, 'O'])}): {span(kept[apart])} of the above-below answers survive that ablation (chance: 0.50), which no edit explains."
+        f"`{apart[0]}` and `{apart[1]}` take left-right from the objects, above-below in part (O {span(vertical.loc[apart, 'O'])}{mostly_lost(apart)}): {span(kept[apart])} of the above-below answers survive that ablation (chance: 0.50), which no edit explains."
     )
+
+
+def mostly_lost(names: list[str], axis: str = "vertical") -> str:
+    """Which models' answers go to other words than the two candidates when object tokens are crossed (edit 1)."""
+    left = {name: fingerprint(name).loc[(1, axis), "on_the_two"] for name in names}
+    lost = [
+        f"in `{name}` mostly confusion: edit 1 leaves {decimals(x)} on the two" for name, x in left.items() if x < 0.5
+    ]
+    return "".join(f"; {part}" for part in lost)
 
 
 def planted_apart(table: pd.DataFrame, name: str = "split") -> str:
@@ -302,7 +310,23 @@ def sources() -> str:
             cells.append(", ".join(f"**{x}**" if lows.loc[(model, axis), x[0]] > 0.5 else x for x in shown) or "none")
         kept = [decimals(left.loc[(model, axis), "accuracy"]) if (model, axis) in left.index else "" for axis in AXES]
         lines.append((f"`{model}`", *cells, ", ".join(kept)))
-    return markdown.table(["model", "left-right", "above-below", "correct after the ablation"], lines)
+    head = ["model", "left-right", "above-below", "correct after the ablation"]
+    return markdown.table(head, lines) + "\n" + answers_kept() + "\n"
+
+
+def answers_kept(floor: float = 0.9) -> str:
+    """How much probability the sources' own edits leave on the two candidates, in the models with a published table."""
+    edits = {edit: rival for rival, (_, edit) in SOURCES.items()}
+    names = record.models()
+    left = pd.concat({name: fingerprint(name)["on_the_two"] for name in names}, names=["model"]).unstack("edit")
+    left = left[list(edits)].stack()
+    low = [
+        f"`{model}` {AXES[axis]} {edits[edit]} {decimals(x)}" for (model, axis, edit), x in left[left < floor].items()
+    ]
+    text = f"An answer that goes to other words than the two candidates counts as half an effect. In the {len(names)} models with a table of their own the edits behind these values leave {decimals(left[left >= floor].min())} or more of the probability on the two"
+    if not low:
+        return f"{text}."
+    return f"{text}, except: {', '.join(low)}. There a value near 1/2 says that the answer is lost, not that half of it has moved."
 
 
 def claims() -> str:
