@@ -75,7 +75,7 @@ def test_schemes_are_told_by_what_the_models_show(monkeypatch, vertical, said):
         ),
         (0.97, "", "0.97 or more of the probability on the two."),
     ],
-)  # fmt: skip
+)
 def test_answers_that_go_to_other_words_are_told(monkeypatch, left, lost, kept):
     def made(name, file):
         rows = [("squares", axis, True, edit, 0, 1.0) for axis in ("horizontal", "vertical") for edit in range(1, 10)]
