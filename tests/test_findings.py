@@ -70,7 +70,7 @@ def test_schemes_are_told_by_what_the_models_show(monkeypatch, vertical, said):
     [
         (
             0.2,
-            "; in `qwen_style` mostly confusion: edit 1 leaves 0.20 on the two",
+            "; in `qwen_style` mostly confusion: 0.80 goes to other words",
             "except: `qwen_style` above-below O 0.20",
         ),
         (0.97, "", "0.97 or more of the probability on the two."),

@@ -208,11 +208,10 @@ def by_axis(table: pd.DataFrame, left: pd.DataFrame) -> str:
 
 def mostly_lost(names: list[str], axis: str = "vertical") -> str:
     """Which models' answers go to other words than the two candidates when object tokens are crossed (edit 1)."""
-    left = {name: fingerprint(name).loc[(1, axis), "on_the_two"] for name in names}
-    lost = [
-        f"in `{name}` mostly confusion: edit 1 leaves {decimals(x)} on the two" for name, x in left.items() if x < 0.5
-    ]
-    return "".join(f"; {part}" for part in lost)
+    lost = {name: 1 - fingerprint(name).loc[(1, axis), "on_the_two"] for name in names}
+    return "".join(
+        f"; in `{name}` mostly confusion: {decimals(x)} goes to other words" for name, x in lost.items() if x > 0.5
+    )
 
 
 def planted_apart(table: pd.DataFrame, name: str = "split") -> str:
