@@ -66,24 +66,20 @@ def test_schemes_are_told_by_what_the_models_show(monkeypatch, vertical, said):
 
 
 @pytest.mark.parametrize(
-    ("left", "lost", "kept"),
+    ("left", "said"),
     [
-        (
-            0.2,
-            "; in `qwen_style` mostly confusion: 0.80 goes to other words",
-            "except: `qwen_style` above-below O 0.20",
-        ),
-        (0.97, "", "0.97 or more of the probability on the two."),
+        (0.2, "except where \N{DAGGER} stands (`qwen_style` above-below, O 0.20):"),
+        (0.97, "0.97 or more of the probability on the two."),
     ],
 )
-def test_answers_that_go_to_other_words_are_told(monkeypatch, left, lost, kept):
+def test_answers_that_go_to_other_words_are_told(monkeypatch, left, said):
     def made(name, file):
-        rows = [("squares", axis, True, edit, 0, 1.0) for axis in ("horizontal", "vertical") for edit in range(1, 10)]
-        table = pd.DataFrame(rows, columns=["setting", "orientation", "centred", "edit", "slot", "on_the_two"])
+        rows = [("squares", axis, True, edit, 0, 0.5) for axis in ("horizontal", "vertical") for edit in range(1, 10)]
+        table = pd.DataFrame(rows, columns=["setting", "orientation", "centred", "edit", "slot", "effect"])
         own = (table["orientation"] == "vertical") & (table["edit"] == 1) & (name == "qwen_style")
-        return table.assign(on_the_two=table["on_the_two"].where(~own, left))
+        return table.assign(on_the_two=np.where(own, left, 1.0))
 
     monkeypatch.setattr(record, "table", made)
     monkeypatch.setattr(record, "models", lambda: ["reference", "qwen_style"])
-    assert findings.mostly_lost(["reference", "qwen_style"]) == lost
-    assert kept in findings.answers_kept()
+    assert said in findings.answers_kept()
+    assert f"0.00 and {1 - left:.2f} going to other words" in findings.together_only(["reference", "qwen_style"])

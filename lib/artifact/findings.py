@@ -61,8 +61,9 @@ def fingerprint(model: str = DEFAULT) -> pd.DataFrame:
 
 
 def both(values: pd.Series) -> str:
-    """The values of both axes, left-right first."""
-    return " and ".join(decimals(values[axis]) for axis in AXES)
+    """The values of both axes, left-right first, or of two models in their order."""
+    keys = AXES if set(AXES) <= set(values.index) else values.index
+    return " and ".join(decimals(values[key]) for key in keys)
 
 
 def models_table() -> pd.DataFrame:
@@ -88,8 +89,8 @@ def four() -> str:
         lines.append((f"**{rival}** {meaning}", str(edit), *cells))
     head = ["what tells which object is on the left", "edit", *markdown.code(SHOWN)]
     caption = (
-        f"Effect of each edit on left-right / above-below, at least {int(models_table()['n'].min())} pairs of pictures "
-        "each: 0, the answer stays; 1, it becomes the mirror picture's. Bold: the whole 95 % interval is above 1/2.\n"
+        f"Effect of each edit on left-right / above-below of Squares, at least {int(models_table()['n'].min())} pairs "
+        "each: 0, the answer stays; 1, it becomes the mirror picture's; other words count half. Bold: the whole 95 % interval is above 1/2.\n"
     )
     return markdown.table(head, lines) + "\n" + caption
 
@@ -119,9 +120,9 @@ def paper() -> str:
     """The paper's observation and the edits that tell its explanation from its rivals."""
     edit = fingerprint()["effect"]
     return (
-        f"- **In `{DEFAULT}` strips from the mirror picture move the answer and objects alone hardly do, as in the paper; but exchanging the strips' background *within* the picture does nothing.** From the mirror picture, strips move it {both(edit[2])} of the way (edit 2; left-right, above-below; {pairs_per_axis()} pairs each, fewer in the table), objects alone {both(edit[1])} (edit 1), the strips' background {both(edit[3])} (edit 3), all background {both(edit[5])} (edit 5). "
+        f"- **In `{DEFAULT}` strips from the mirror picture move the answer and objects alone hardly do, as in the paper; but exchanging the strips' background *within* the picture does nothing.** From the mirror picture, strips move it {both(edit[2])} of the way (edit 2; left-right, above-below; {pairs_per_axis()} pairs each, fewer in the table), objects alone {both(edit[1])} (edit 1), the strips' background {both(edit[3])} (edit 3), all background {both(edit[5])} (edit 5); each edit leaves {decimals(fingerprint()['on_the_two'].min())} or more on the two candidates. "
         f"Exchanged within the picture, the same tokens should flip the answer if they told which strip is which: {both(edit[9].abs())} (edit 9). Not excluded: a strip code tied to the object on the strip. "
-        f"To win is not to be needed: with the background of an empty canvas {both(emptied('correct'))} are still correct{confused()}."
+        f"Winning is not being needed: with an empty canvas's background {both(emptied('correct'))} stay correct{confused()}."
     )
 
 
@@ -148,7 +149,7 @@ def seed_by_seed(table: pd.DataFrame) -> str:
     names = list(seeds(DEFAULT).values())
     scene = [name for name in names if table.loc[name, "B"].min() > 0.5]
     objects = [name for name in names if table.loc[name, "O"].min() > 0.5]
-    return f"- **Trainings of one recipe differ in what decides.** Of {len(names)} trainings of `{DEFAULT}`, in {len(scene)} the background wins (B {span(table.loc[scene, 'B'])}), in {len(objects)} the objects (O {span(table.loc[objects, 'O'])}, B no more than {decimals(table.loc[objects, 'B'].abs().max())})."
+    return f"- **Trainings of one recipe differ in what decides.** Of {len(names)} trainings of `{DEFAULT}`, in {len(scene)} the background wins (B {span(table.loc[scene, 'B'])}), in {len(objects)} the objects (O {span(table.loc[objects, 'O'])}, B at most {decimals(table.loc[objects, 'B'].abs().max())})."
 
 
 def place_and_source(table: pd.DataFrame) -> str:
@@ -190,8 +191,8 @@ def positive_control(table: pd.DataFrame, left: pd.DataFrame) -> str:
     """The planted strip code; table: `rivals`, left: `after_ablation`."""
     own, kept = table.loc["strip_code"], left.loc["strip_code", "accuracy"]
     return (
-        f"- **Where the background does tell strips apart, the test finds it.** In `strip_code`, built to be that reading of the paper, edit 9 moves the answer {both(own['S'])} of the way; in no other model more than {decimals(table.drop('strip_code')['S'].abs().max())}. "
-        f"It still answers {both(kept)} correctly after the paper's ordering ablation (background from an empty canvas, each object from where it stands alone in the middle): the empty canvas carries the code, too. So order that this ablation destroys, unless by mere confusion, did not come from such a code."
+        f"- **Where the background does tell strips apart, the test finds it.** In `strip_code`, built to be that reading of the paper, edit 9 moves the answer {both(own['S'])} of the way; elsewhere at most {decimals(table.drop('strip_code')['S'].abs().max())}. "
+        f"It still answers {both(kept)} correctly after the paper's ordering ablation (background from an empty canvas, each object from where it stands alone in the middle): the empty canvas carries the code, too. So order lost in this ablation, if not by confusion, came from elsewhere."
     )
 
 
@@ -202,16 +203,16 @@ def by_axis(table: pd.DataFrame, left: pd.DataFrame) -> str:
     kept = left.xs("vertical", level="orientation")["accuracy"]
     return (
         f"- **Left-right and above-below can rest on different sources.** `{together[0]}` and `{together[1]}` take left-right from the objects (O {decimals(across.loc[together, 'O'].min())}), above-below from token places (P {decimals(vertical.loc[together, 'P'].min())}){planted_apart(table)}. "
-        f"`{apart[0]}` and `{apart[1]}` take left-right from the objects, above-below in part (O {span(vertical.loc[apart, 'O'])}{mostly_lost(apart)}): {span(kept[apart])} of the above-below answers survive that ablation (chance: 0.50), which no edit explains."
+        f"`{apart[0]}` and `{apart[1]}` take left-right from the objects, too. Their above-below survives F3's ablation ({both(kept[apart])}, chance: 0.50) and needs objects and token places to agree: {together_only(apart)}."
     )
 
 
-def mostly_lost(names: list[str], axis: str = "vertical") -> str:
-    """Which models' answers go to other words than the two candidates when object tokens are crossed (edit 1)."""
-    lost = {name: 1 - fingerprint(name).loc[(1, axis), "on_the_two"] for name in names}
-    return "".join(
-        f"; in `{name}` mostly confusion: {decimals(x)} goes to other words" for name, x in lost.items() if x > 0.5
-    )
+def together_only(names: list[str], axis: str = "vertical") -> str:
+    """What object tokens do with their places and without: edits 1, 6 and 8, and what edit 1 sends to other words."""
+    own = {name: fingerprint(name).xs(axis, level="orientation") for name in names}
+    effect = pd.DataFrame({name: table["effect"] for name, table in own.items()})
+    lost = pd.Series({name: 1 - table.loc[1, "on_the_two"] for name, table in own.items()})
+    return f"objects crossed (edit 1) move it {both(effect.loc[1])} of the way, {both(lost)} going to other words; places alone (edit 8) {both(effect.loc[8].abs())}; objects in place (edit 6) {both(effect.loc[6])}"
 
 
 def planted_apart(table: pd.DataFrame, name: str = "split") -> str:
@@ -278,7 +279,7 @@ def positions() -> str:
     )
     return (
         "- **Position numbers carry part of the axis that survives where the control holds.** The above-below order that the ablation leaves (1: all of it) under the backbone's own position numbers; with one number per column, "
-        f"which tells rows apart no more; and, as a control, with one number per row, as new to the model but telling rows apart (16 pairs each): {'; '.join(said)}.{rest}"
+        f"which no longer tells rows apart; and, as a control, with one number per row, equally new but telling rows apart (16 pairs each): {'; '.join(said)}.{rest}"
     )
 
 
@@ -301,31 +302,43 @@ def sources() -> str:
     """Where the order comes from, a line per model: the sources with an effect of .05 or more on each axis, and
     accuracy after the ablation."""
     table, lows, left, lines = rivals(), rivals("low"), after_ablation(), []
+    lost = answers_left().loc[lambda x: x < MOSTLY].index
     for model in dict.fromkeys(table.index.get_level_values(0)):
         cells = []
         for axis in AXES:
             own = table.loc[(model, axis), list(RIVALS)].sort_values(ascending=False)
-            shown = [f"{rival} {decimals(value)}" for rival, value in own.items() if value >= 0.05]
-            cells.append(", ".join(f"**{x}**" if lows.loc[(model, axis), x[0]] > 0.5 else x for x in shown) or "none")
+            said = {
+                rival: f"{rival} {decimals(value)}{DAGGER if (model, axis, rival) in lost else ''}"
+                for rival, value in own.items()
+                if value >= 0.05
+            }
+            bold = [f"**{x}**" if lows.loc[(model, axis), rival] > 0.5 else x for rival, x in said.items()]
+            cells.append(", ".join(bold) or "none")
         kept = [decimals(left.loc[(model, axis), "accuracy"]) if (model, axis) in left.index else "" for axis in AXES]
         lines.append((f"`{model}`", *cells, ", ".join(kept)))
     head = ["model", "left-right", "above-below", "correct after the ablation"]
     return markdown.table(head, lines) + "\n" + answers_kept() + "\n"
 
 
-def answers_kept(floor: float = 0.9) -> str:
-    """How much probability the sources' own edits leave on the two candidates, in the models with a published table."""
+MOSTLY, DAGGER = 0.9, "\N{DAGGER}"
+
+
+def answers_left() -> pd.Series:
+    """Probability that a source's own edit leaves on the two candidates, by model (with a published table), axis and
+    source."""
     edits = {edit: rival for rival, (_, edit) in SOURCES.items()}
-    names = record.models()
-    left = pd.concat({name: fingerprint(name)["on_the_two"] for name in names}, names=["model"]).unstack("edit")
-    left = left[list(edits)].stack()
-    low = [
-        f"`{model}` {AXES[axis]} {edits[edit]} {decimals(x)}" for (model, axis, edit), x in left[left < floor].items()
-    ]
-    text = f"An answer that goes to other words than the two candidates counts as half an effect. In the {len(names)} models with a table of their own the edits behind these values leave {decimals(left[left >= floor].min())} or more of the probability on the two"
+    left = pd.concat({name: fingerprint(name)["on_the_two"] for name in record.models()}, names=["model"])
+    return left.unstack("edit")[list(edits)].rename(columns=edits).stack()
+
+
+def answers_kept() -> str:
+    """How many answers stay with the two candidates, and where they do not."""
+    left = answers_left()
+    text = f"An answer that goes to words other than the two candidates counts as half an effect. In the {len(record.models())} models whose notebook 02 is published the edits behind these values leave {decimals(left[left >= MOSTLY].min())} or more of the probability on the two"
+    low = [f"`{model}` {AXES[axis]}, {rival} {decimals(x)}" for (model, axis, rival), x in left[left < MOSTLY].items()]
     if not low:
         return f"{text}."
-    return f"{text}, except: {', '.join(low)}. There a value near 1/2 says that the answer is lost, not that half of it has moved."
+    return f"{text}, except where {DAGGER} stands ({'; '.join(low)}): there a value near 1/2 says that the answer is lost, not that half of it has moved."
 
 
 def claims() -> str:
