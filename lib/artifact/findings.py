@@ -203,7 +203,7 @@ def by_axis(table: pd.DataFrame, left: pd.DataFrame) -> str:
     kept = left.xs("vertical", level="orientation")["accuracy"]
     return (
         f"- **Left-right and above-below can rest on different sources.** `{together[0]}` and `{together[1]}` take left-right from the objects (O {decimals(across.loc[together, 'O'].min())}), above-below from token places (P {decimals(vertical.loc[together, 'P'].min())}){planted_apart(table)}. "
-        f"`{apart[0]}` and `{apart[1]}` take left-right from the objects, too. Their above-below survives F3's ablation ({both(kept[apart])}, chance: 0.50) and needs objects and token places to agree: {together_only(apart)}."
+        f"`{apart[0]}` and `{apart[1]}` take left-right from the objects, above-below from objects and token places together: {together_only(apart)}. After F3's ablation {both(kept[apart])} of it are correct (chance: 0.50)."
     )
 
 
@@ -212,7 +212,7 @@ def together_only(names: list[str], axis: str = "vertical") -> str:
     own = {name: fingerprint(name).xs(axis, level="orientation") for name in names}
     effect = pd.DataFrame({name: table["effect"] for name, table in own.items()})
     lost = pd.Series({name: 1 - table.loc[1, "on_the_two"] for name, table in own.items()})
-    return f"objects crossed (edit 1) move it {both(effect.loc[1])} of the way, {both(lost)} going to other words; places alone (edit 8) {both(effect.loc[8].abs())}; objects in place (edit 6) {both(effect.loc[6])}"
+    return f"crossed objects (edit 1) move it {both(effect.loc[1])} of the way ({both(lost)} goes to other words), places (edit 8) {both(effect.loc[8].abs())}, both at once (edit 6) {both(effect.loc[6])}"
 
 
 def planted_apart(table: pd.DataFrame, name: str = "split") -> str:
@@ -220,7 +220,7 @@ def planted_apart(table: pd.DataFrame, name: str = "split") -> str:
     if name not in table.index.get_level_values(0):
         return ""
     largest = [f"{table.loc[(name, axis)].idxmax()} {decimals(table.loc[(name, axis)].max())}" for axis in AXES]
-    return f"; in `{name}`, built with columns in the encoder and rows in the backbone, {largest[0]} and {largest[1]} are largest"
+    return f"; in `{name}`, built so, {largest[0]} and {largest[1]} are largest"
 
 
 def strips_unused(model: str = "qwen_style") -> str:
