@@ -120,7 +120,7 @@ def paper() -> str:
     """The paper's observation and the edits that tell its explanation from its rivals."""
     edit = fingerprint()["effect"]
     return (
-        f"- **In `{DEFAULT}` strips from the mirror picture move the answer and objects alone hardly do, as in the paper; but exchanging the strips' background *within* the picture does nothing.** From the mirror picture, strips move it {both(edit[2])} of the way (edit 2; left-right, above-below; {pairs_per_axis()} pairs each, fewer in the table), objects alone {both(edit[1])} (edit 1), the strips' background {both(edit[3])} (edit 3), all background {both(edit[5])} (edit 5); each edit leaves {decimals(fingerprint()['on_the_two'].min())} or more on the two candidates. "
+        f"- **In `{DEFAULT}` strips from the mirror picture move the answer and objects alone hardly do, as in the paper; but exchanging the strips' background *within* the picture does nothing.** From the mirror picture, strips move it {both(edit[2])} of the way (edit 2; left-right, above-below; {pairs_per_axis()} pairs each, fewer in the table), objects alone {both(edit[1])} (edit 1), the strips' background {both(edit[3])} (edit 3), all background {both(edit[5])} (edit 5); all leave {decimals(fingerprint()['on_the_two'].min())} or more on the two candidates. "
         f"Exchanged within the picture, the same tokens should flip the answer if they told which strip is which: {both(edit[9].abs())} (edit 9). Not excluded: a strip code tied to the object on the strip. "
         f"Winning is not being needed: with an empty canvas's background {both(emptied('correct'))} stay correct{confused()}."
     )
@@ -203,7 +203,7 @@ def by_axis(table: pd.DataFrame, left: pd.DataFrame) -> str:
     kept = left.xs("vertical", level="orientation")["accuracy"]
     return (
         f"- **Left-right and above-below can rest on different sources.** `{together[0]}` and `{together[1]}` take left-right from the objects (O {decimals(across.loc[together, 'O'].min())}), above-below from token places (P {decimals(vertical.loc[together, 'P'].min())}){planted_apart(table)}. "
-        f"`{apart[0]}` and `{apart[1]}` take left-right from the objects, above-below from objects and token places together: {together_only(apart)}. After F3's ablation {both(kept[apart])} of it are correct (chance: 0.50)."
+        f"`{apart[0]}` and `{apart[1]}` take left-right from the objects, above-below from objects and token places together: {together_only(apart)}. F3's ablation leaves {both(kept[apart])} correct (chance: 0.50)."
     )
 
 
@@ -220,7 +220,7 @@ def planted_apart(table: pd.DataFrame, name: str = "split") -> str:
     if name not in table.index.get_level_values(0):
         return ""
     largest = [f"{table.loc[(name, axis)].idxmax()} {decimals(table.loc[(name, axis)].max())}" for axis in AXES]
-    return f"; in `{name}`, built so, {largest[0]} and {largest[1]} are largest"
+    return f"; `{name}`, built so, shows {largest[0]} and {largest[1]}"
 
 
 def strips_unused(model: str = "qwen_style") -> str:
