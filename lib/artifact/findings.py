@@ -52,6 +52,9 @@ SOURCES = {
 }
 SHOWN = ("reference", "reference-seed2", "qwen_style", "joint", "strip_code")
 
+# Where an edit leaves less than this probability on the two candidates, a dagger stands at its effect.
+MOSTLY, DAGGER = 0.9, "\N{DAGGER}"
+
 
 def fingerprint(model: str = DEFAULT) -> pd.DataFrame:
     """The nine edits at slot 0 on centred lines of squares, by edit and axis."""
@@ -61,9 +64,13 @@ def fingerprint(model: str = DEFAULT) -> pd.DataFrame:
 
 
 def both(values: pd.Series) -> str:
-    """The values of both axes, left-right first, or of two models in their order."""
-    keys = AXES if set(AXES) <= set(values.index) else values.index
-    return " and ".join(decimals(values[key]) for key in keys)
+    """The values of both axes, left-right first."""
+    return joined(values[list(AXES)])
+
+
+def joined(values: pd.Series) -> str:
+    """Values in their order."""
+    return " and ".join(decimals(value) for value in values)
 
 
 def models_table() -> pd.DataFrame:
@@ -118,9 +125,10 @@ def more() -> str:
 
 def paper() -> str:
     """The paper's observation and the edits that tell its explanation from its rivals."""
-    edit = fingerprint()["effect"]
+    table = fingerprint()
+    edit = table["effect"]
     return (
-        f"- **In `{DEFAULT}` strips from the mirror picture move the answer and objects alone hardly do, as in the paper; but exchanging the strips' background *within* the picture does nothing.** From the mirror picture, strips move it {both(edit[2])} of the way (edit 2; left-right, above-below; {pairs_per_axis()} pairs each, fewer in the table), objects alone {both(edit[1])} (edit 1), the strips' background {both(edit[3])} (edit 3), all background {both(edit[5])} (edit 5); all leave {decimals(fingerprint()['on_the_two'].min())} or more on the two candidates. "
+        f"- **In `{DEFAULT}` strips from the mirror picture move the answer and objects alone hardly do, as in the paper; but exchanging the strips' background *within* the picture does nothing.** From the mirror picture, strips move it {both(edit[2])} of the way (edit 2; left-right, above-below; {table['n'].min()} pairs each, fewer in the table), objects alone {both(edit[1])} (edit 1), the strips' background {both(edit[3])} (edit 3), all background {both(edit[5])} (edit 5); all leave {decimals(table['on_the_two'].min())} or more on the two candidates. "
         f"Exchanged within the picture, the same tokens should flip the answer if they told which strip is which: {both(edit[9].abs())} (edit 9). Not excluded: a strip code tied to the object on the strip. "
         f"Winning is not being needed: with an empty canvas's background {both(emptied('correct'))} stay correct{confused()}."
     )
@@ -137,10 +145,6 @@ def confused() -> str:
     """What the wrong answers with that background are, where most of them name neither object."""
     neither = emptied("names_neither")
     return f" ({both(neither)} name neither object)" if (neither > (1 - emptied("correct")) / 2).all() else ""
-
-
-def pairs_per_axis() -> int:
-    return int(fingerprint()["n"].min())
 
 
 def seed_by_seed(table: pd.DataFrame) -> str:
@@ -203,7 +207,7 @@ def by_axis(table: pd.DataFrame, left: pd.DataFrame) -> str:
     kept = left.xs("vertical", level="orientation")["accuracy"]
     return (
         f"- **Left-right and above-below can rest on different sources.** `{together[0]}` and `{together[1]}` take left-right from the objects (O {decimals(across.loc[together, 'O'].min())}), above-below from token places (P {decimals(vertical.loc[together, 'P'].min())}){planted_apart(table)}. "
-        f"`{apart[0]}` and `{apart[1]}` take left-right from the objects, above-below from objects and token places together: {together_only(apart)}. F3's ablation leaves {both(kept[apart])} correct (chance: 0.50)."
+        f"`{apart[0]}` and `{apart[1]}` take left-right from the objects, above-below from objects and token places together: {together_only(apart)}. F3's ablation leaves {joined(kept[apart])} correct (chance: 0.50)."
     )
 
 
@@ -212,7 +216,7 @@ def together_only(names: list[str], axis: str = "vertical") -> str:
     own = {name: fingerprint(name).xs(axis, level="orientation") for name in names}
     effect = pd.DataFrame({name: table["effect"] for name, table in own.items()})
     lost = pd.Series({name: 1 - table.loc[1, "on_the_two"] for name, table in own.items()})
-    return f"crossed objects (edit 1) move it {both(effect.loc[1])} of the way ({both(lost)} goes to other words), places (edit 8) {both(effect.loc[8].abs())}, both at once (edit 6) {both(effect.loc[6])}"
+    return f"crossed objects (edit 1) move it {joined(effect.loc[1])} of the way ({joined(lost)} goes to other words), places (edit 8) {joined(effect.loc[8].abs())}, both at once (edit 6) {joined(effect.loc[6])}"
 
 
 def planted_apart(table: pd.DataFrame, name: str = "split") -> str:
@@ -301,8 +305,8 @@ def schemes() -> str:
 def sources() -> str:
     """Where the order comes from, a line per model: the sources with an effect of .05 or more on each axis, and
     accuracy after the ablation."""
-    table, lows, left, lines = rivals(), rivals("low"), after_ablation(), []
-    lost = answers_left().loc[lambda x: x < MOSTLY].index
+    table, lows, left, answers, lines = rivals(), rivals("low"), after_ablation(), answers_left(), []
+    lost = answers[answers < MOSTLY].index
     for model in dict.fromkeys(table.index.get_level_values(0)):
         cells = []
         for axis in AXES:
@@ -317,10 +321,7 @@ def sources() -> str:
         kept = [decimals(left.loc[(model, axis), "accuracy"]) if (model, axis) in left.index else "" for axis in AXES]
         lines.append((f"`{model}`", *cells, ", ".join(kept)))
     head = ["model", "left-right", "above-below", "correct after the ablation"]
-    return markdown.table(head, lines) + "\n" + answers_kept() + "\n"
-
-
-MOSTLY, DAGGER = 0.9, "\N{DAGGER}"
+    return markdown.table(head, lines) + "\n" + answers_kept(answers) + "\n"
 
 
 def answers_left() -> pd.Series:
@@ -331,10 +332,9 @@ def answers_left() -> pd.Series:
     return left.unstack("edit")[list(edits)].rename(columns=edits).stack()
 
 
-def answers_kept() -> str:
-    """How many answers stay with the two candidates, and where they do not."""
-    left = answers_left()
-    text = f"An answer that goes to words other than the two candidates counts as half an effect. In the {len(record.models())} models whose notebook 02 is published the edits behind these values leave {decimals(left[left >= MOSTLY].min())} or more of the probability on the two"
+def answers_kept(left: pd.Series) -> str:
+    """How much stays with the two candidates, and where it does not; left: `answers_left`."""
+    text = f"An answer that goes to words other than the two candidates counts as half an effect. In the {left.index.get_level_values('model').nunique()} models whose notebook 02 is published the edits behind these values leave {decimals(left[left >= MOSTLY].min())} or more of the probability on the two"
     low = [f"`{model}` {AXES[axis]}, {rival} {decimals(x)}" for (model, axis, rival), x in left[left < MOSTLY].items()]
     if not low:
         return f"{text}."
