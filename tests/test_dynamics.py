@@ -218,6 +218,16 @@ def test_the_opening_of_the_notebook_says_what_the_tables_say():
         assert set(since[since["lessons"] >= lessons[place]]["winner"]) == {"B"}
         readout = dynamics.of(gemma, "place", axis).iloc[1:]
         assert readout["value"].max() - readout["value"].min() < 0.06 and readout["value"].max() < 0.65
+    end, centred = ("four, reference at the end", "three, centred")
+    right = dynamics.of(gemma, "accuracy").groupby(["lessons", "part"])["value"].mean()
+    assert right[lessons[left], end] == 0 and round(right[lessons[left], centred], 2) == 0.94
+    assert round(right[lessons[left + 1], end], 2) == 0.66
+    taught = lessons[(right[:, "nothing there"] > 0.9).to_numpy().argmax()]  # "nothing" is an answer from here on
+    emptied = {metric: dynamics.of(gemma, metric, part="empty background") for metric in ("correct", "named")}
+    before, since = (emptied["correct"]["lessons"] < taught, emptied["correct"]["lessons"] >= taught)
+    assert emptied["correct"][before]["value"].max() == pytest.approx(0.7, abs=0.02)
+    assert emptied["correct"][since]["value"].between(0.18, 0.51).all()
+    assert emptied["named"][since]["value"].min() > 0.6
 
 
 def test_a_missing_table_is_told():
