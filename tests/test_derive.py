@@ -21,9 +21,10 @@ from lib.engine.derived.observe import Refused
 from lib.engine.tensors import put, take
 from lib.engine.vlm import load
 from lib.errors import UserError
-from lib.patching.edits import Interchange
+from lib.patching.edits import LAST_TOKEN, Interchange
 from lib.patching.runs import Run
-from lib.patching.sweep import last_token_sweep, token_sweep
+from lib.patching.sites import MLP
+from lib.patching.sweep import last_token_sweep, sweep, token_sweep
 
 # What stands in the text around a picture and how a processor is called cannot be read from a model
 DERIVED = "architecture language encoder projector merge patch_order packed tokens_after_grid positions".split()
@@ -142,6 +143,15 @@ def test_sweeps_equal_whole_runs(model_type):
             expected = vlm.score(vlm.forward(run.prompt, hidden=hidden, from_slot=slot).last, ids)[0][0]
             found = table.query("run == 'patched' and slot == @slot").sort_values("role")["probability"]
             assert np.allclose(found, expected, atol=1e-5), slot
+
+
+def test_what_a_plain_model_cannot_do_is_refused():
+    """Its layers run on all tokens every time, so that positions inside them are not those of the question."""
+    vlm = small("lfm2_vl")
+    tokens, ids = vlm.encode(pictures(vlm)), vlm.candidates([["red", "blue"]])
+    run, other = (Run.of(vlm, QUESTIONS[:1], tokens, [picture]) for picture in (0, 1))
+    with pytest.raises(UserError, match="Only the residual stream"):
+        sweep(vlm, run, other, {"last": LAST_TOKEN}, ids, ("a", "b"), [MLP], progress=False)
 
 
 def test_an_unknown_checkpoint_proves_itself_when_first_loaded(tmp_path, monkeypatch):

@@ -20,6 +20,7 @@ from lib.engine.derived.observe import CACHE_ARGUMENTS, accepts
 from lib.engine.hooks import first_output
 from lib.engine.keys_values import KeyValues
 from lib.engine.plans import Plan, causal_mask, separate_mask
+from lib.errors import UserError
 
 VERSIONS = "versions"  # argument of a whole layer: so many versions of the last token, which do not see each other
 
@@ -65,6 +66,10 @@ class DerivedLayer(torch.nn.Module):
             return getattr(super().__getattr__("inner"), name)
 
     def get_submodule(self, target: str) -> torch.nn.Module:
+        if target and self.whole:  # a part sees all tokens there, at other positions than its reader counts on
+            raise UserError(
+                "Only the residual stream can be read and patched here: layers run on all tokens every time."
+            )
         return self.inner.get_submodule(target) if target else self
 
     def forward(self, hidden: Tensor, past_key_values: KeyValues | None = None, use_cache: bool = True, **given):

@@ -123,7 +123,8 @@ def describe(vlm: DerivedVLM, table: pd.DataFrame) -> Row:
         f"{table['difference'].max():.0e}",
     )
     notes = [] if vlm.encoder.closed is None else [f"patches inside the encoder: {vlm.encoder.closed}"]
-    notes += ["attention knockout"] if plain else []
+    notes += ["sites inside layers, attention knockout and scaling"] if plain else []
+    notes += ["amplification, components"] if wiring.added or wiring.own_input else []
     for row in table[~table["holds"]].itertuples():
         notes.append(f"contract {row.contract[0]} ({row.reason or format(row.difference, '.0e')})")
     return Row(vlm.name, "passes" if table["holds"].all() else "fails", cells, "; ".join(notes))
