@@ -29,18 +29,19 @@ PLACE = {"": Look(figures.PURPLE, "-", "D")}
 
 
 def training(table: pd.DataFrame, guess: float | None = None):
-    """One training over the lessons seen; returns the figure.
+    """One training, snapshots evenly spaced and named by the lessons seen; returns the figure.
 
     Rows: answers, effects of the four sources, correct answers after each step of the ladder, readout of place. table:
     `dynamics.read`. guess: accuracy on the battery of naming any thing in the picture but the one asked about, drawn as
     a line. Bands are 95 % intervals; the grey upright line is where the sign is learned, thin ones part stages.
     """
     figure, axes = figures.panels(4, 2, height=1.75, sharex=True, sharey="row")
+    spots = {lessons: k for k, lessons in enumerate(dynamics.snapshots(table)["lessons"].unique())}
     for column, (axis, named) in enumerate(AXES.items()):
         for ax, curves in zip(axes[:, column], panels_of(table, axis), strict=True):
             for name, (rows, look) in curves.items():
-                curve(ax, rows, name, look)
-            upright(ax, table, axis)
+                curve(ax, rows, name, look, spots)
+            upright(ax, table, axis, spots)
         axes[0, column].set_title(named)
         axes[0, column].set_ylim(-0.05, 1.05)
         figures.level(axes[0, column], dynamics.CHANCE, "")
@@ -52,6 +53,8 @@ def training(table: pd.DataFrame, guess: float | None = None):
         for row in (1, 3):
             figures.level(axes[row, column], 0, "")
         axes[3, column].set_xlabel("lessons seen (thousands)")
+        names = [f"{lessons / 1000:.0f}" for lessons in spots]
+        axes[3, column].set_xticks(range(len(spots)), names, fontsize=6, rotation=45)
     labels = (
         "share of answers",
         "effect at slot 0",
@@ -78,19 +81,19 @@ def panels_of(table: pd.DataFrame, axis: str) -> list[dict[str, tuple[pd.DataFra
     ]
 
 
-def curve(ax, rows: pd.DataFrame, name: str, look: Look) -> None:
-    """Values over thousands of lessons with their intervals as a band; bounds beyond the panel are cut by it."""
-    x = rows["lessons"] / 1000
+def curve(ax, rows: pd.DataFrame, name: str, look: Look, spots: dict[int, int]) -> None:
+    """Values with their intervals as a band, bounds beyond the panel cut by it. spots: lessons -> place on the axis."""
+    x = rows["lessons"].map(spots)
     ax.plot(x, rows["value"], color=look.colour, linestyle=look.line, marker=look.marker, label=name, ms=3.5, lw=1.2)
     ax.fill_between(x, rows["low"], rows["high"], color=look.colour, alpha=0.15, linewidth=0)
 
 
-def upright(ax, table: pd.DataFrame, axis: str) -> None:
+def upright(ax, table: pd.DataFrame, axis: str, spots: dict[int, int]) -> None:
     """Where stages end, and where the sign of the axis is learned."""
     states = dynamics.snapshots(table)
     for _, stage in list(states.groupby("stage", sort=False))[:-1]:
         if stage["step"].iloc[-1]:  # the untrained model alone is no stage
-            ax.axvline(stage["lessons"].iloc[-1] / 1000, color=GREY, linewidth=0.6, linestyle=DOTS, zorder=0)
+            ax.axvline(spots[stage["lessons"].iloc[-1]], color=GREY, linewidth=0.6, linestyle=DOTS, zorder=0)
     place = dynamics.sign_learned(table, axis)
     if place is not None:
-        ax.axvline(states["lessons"].iloc[place] / 1000, color=GREY, linewidth=3, alpha=0.5, zorder=0)
+        ax.axvline(spots[states["lessons"].iloc[place]], color=GREY, linewidth=3, alpha=0.5, zorder=0)
