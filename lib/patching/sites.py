@@ -30,14 +30,8 @@ class Site:
     head: int | None = None
 
     def slots(self, language: LanguageModel) -> range:
-        """The slots (layers) it has."""
+        """The slots (layers) it has. Patching image tokens at the last of them cannot change the answer."""
         return range(len(language.layers))
-
-    def idle(self, language: LanguageModel) -> int:
-        """The slot from which on patching image tokens cannot change the answer: of the last layer the last token reads
-        their keys and values, and not what attention and the MLP give out."""
-        given = self.module in ("self_attn", "self_attn.o_proj") or self.module.split(".")[0] == "mlp"
-        return len(language.layers) - given
 
     def hook(self, language: LanguageModel, slot: int, visit: Callable[[Tensor], Tensor]) -> Registration:
         """A hook that replaces the tensor in one layer by what `visit` makes of it."""
@@ -65,9 +59,6 @@ class ResidualStream(Site):
 
     def slots(self, language: LanguageModel) -> range:
         return language.slots
-
-    def idle(self, language: LanguageModel) -> int:
-        return len(language.layers)
 
     def hook(self, language: LanguageModel, slot: int, visit: Callable[[Tensor], Tensor]) -> Registration:
         if slot == len(language.layers):
