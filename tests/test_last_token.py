@@ -19,8 +19,7 @@ def sweep(**curves):
         for pair, curve in enumerate(table)
         for slot, value in enumerate(curve)
     ]
-    table = pd.DataFrame(rows, columns=["pair", "run", "slot", "role", "probability"])
-    return table.assign(couple=table["pair"])
+    return pd.DataFrame(rows, columns=["pair", "run", "slot", "role", "probability"])
 
 
 def test_peaks_are_found_where_they_were_planted():

@@ -25,7 +25,6 @@ from torch import Tensor
 from lib import places
 from lib.engine import oracle
 from lib.engine.checkpoints import folder_digest, hub_digest
-from lib.engine.hooks import hooks, on_input
 from lib.engine.planted import BUILT_IN
 from lib.engine.tensors import put, take
 from lib.errors import UserError
@@ -72,19 +71,18 @@ def certificate(vlm) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["contract", "holds", "difference", "reason"])
 
 
-def require(vlm, source: str, revision: str | None = None) -> pd.DataFrame:
+def require(vlm, source: str) -> pd.DataFrame:
     """The certificate of a loaded checkpoint, made when it is first used and kept in runs/by-hand/<model>/.
 
-    source: the folder or hub id it was read from, revision: of the hub. It is made anew when the checkpoint, its
-    precision, its attention or the version of transformers is another. A UserError names what does not hold, except
-    that sweeps need contract 4 and plain questions do not: a model whose runs cannot be continued may still be asked.
+    source: the folder or hub id it was read from. It is made anew when the checkpoint, its precision or the version of
+    transformers is another. A UserError names what does not hold, except that sweeps need contract 4 and plain
+    questions do not: a model whose runs cannot be continued may still be asked.
     """
     path = places.RUNS / places.BY_HAND / places.model_name(vlm.name) / "certificate.json"
     made_of = {
-        "checkpoint": folder_digest(Path(source)) if Path(source).is_dir() else hub_digest(source, revision),
+        "checkpoint": folder_digest(Path(source)) if Path(source).is_dir() else hub_digest(source),
         "transformers": transformers.__version__,
         "precision": str(vlm.dtype),
-        "attention": vlm.model.config._attn_implementation,
         "device": vlm.device.type,
         "canvas": vlm.grid.canvas,
     }
@@ -241,30 +239,18 @@ def _hooks(case: _Case) -> tuple[float, str]:
     kinds = ("_forward_hooks", "_forward_pre_hooks")
 
     def all_hooks():
-        modules = (*vlm.model.modules(), *vlm.layers.modules())  # a derived model's layers are the adapter's own
-        return [list(getattr(module, kind)) for module in modules for kind in kinds]
-
-    class Stopped(Exception):
-        """Of this trial, and of nothing that goes wrong by itself."""
+        return {(name, kind): list(getattr(m, kind)) for name, m in vlm.model.named_modules() for kind in kinds}
 
     def fail(*_):
-        raise Stopped
+        raise RuntimeError("in the middle of a run")
 
     before, raised = all_hooks(), 0
-
-    def hooked(layer):
-        vlm.language._plans.clear()  # the next run records transformers' arguments by hooks of its own
-        with hooks(on_input(layer, fail)):
-            vlm.forward(case.prompt, case.tokens[:1])
-
-    trials = [lambda s=slot: hooked(vlm.layers[s]) for slot in case.slots[:-1]]
-    if vlm.encoder.slots:
-        trials.append(lambda: vlm.encode(case.pictures[:1], edits={0: fail}))
+    trials = [lambda s=slot: vlm.forward(case.prompt, case.tokens[:1], edits={s: fail}) for slot in case.slots]
     trials.append(lambda: plain(vlm, case.batch(0), 1, fail))
     for trial in trials:
         try:
             trial()
-        except Stopped:
+        except RuntimeError:
             raised += 1
     same = all_hooks() == before and raised == len(trials)
     return 0.0 if same else float("inf"), "" if same else "a hook was left behind"

@@ -59,7 +59,7 @@ def load(
     if check or (check is None and found.family is None):
         from lib.engine.certificate import require
 
-        require(vlm, found.source, revision)
+        require(vlm, found.source)
     return vlm
 
 

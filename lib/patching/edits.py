@@ -128,17 +128,20 @@ def along(
 
 @dataclass(frozen=True)
 class Along:
-    """What amplification along directions [direction, d] adds at alpha = 1."""
+    """What amplification along directions adds at alpha = 1: [direction, d] for all pairs or [pair, direction, d]."""
 
     directions: Tensor
     mode: str = "project"
 
     def key(self, pair: int) -> bytes:
         """Pairs about one picture with the same key share one amplified picture."""
-        return b""
+        return b"" if self.directions.ndim == 2 else self.directions[pair].cpu().numpy().tobytes()
 
     def __call__(self, tokens: Tensor, pairs: np.ndarray) -> Tensor:
-        return along(tokens, self.directions, self.mode)
+        if self.directions.ndim == 2:
+            return along(tokens, self.directions, self.mode)
+        each = zip(tokens, self.directions[torch.as_tensor(pairs)], strict=True)
+        return torch.stack([along(x, w, self.mode) for x, w in each])
 
 
 @dataclass(frozen=True)
