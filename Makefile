@@ -33,7 +33,7 @@ run: $(READY)
 	@$(BIN)/python -m lib.run $(if $(MODEL),--model '$(MODEL)') $(if $(NOTEBOOKS),--notebooks '$(NOTEBOOKS)') $(ARGS)
 
 test: $(READY)
-	@echo "Running the tests (15 to 35 minutes on two CPU cores, half of them the notebooks run once more)."
+	@echo "Running the tests (15 to 40 minutes on two CPU cores, half of them the notebooks run once more)."
 	@$(BIN)/python -m pytest -n logical --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 seeds: $(READY)
