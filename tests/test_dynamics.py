@@ -222,6 +222,7 @@ def test_the_opening_of_the_notebook_says_what_the_tables_say():
     right = dynamics.of(gemma, "accuracy").groupby(["lessons", "part"])["value"].mean()
     assert right[lessons[left], end] == 0 and round(right[lessons[left], centred], 2) == 0.94
     assert round(right[lessons[left + 1], end], 2) == 0.66
+    assert round(right[lessons[left], "three, reference at the end"], 2) == 0.5
     taught = lessons[(right[:, "nothing there"] > 0.9).to_numpy().argmax()]  # "nothing" is an answer from here on
     emptied = {metric: dynamics.of(gemma, metric, part="empty background") for metric in ("correct", "named")}
     before, since = (emptied["correct"]["lessons"] < taught, emptied["correct"]["lessons"] >= taught)
