@@ -114,7 +114,9 @@ def test_roles_follow_the_run(trained):
 
 def study_of(clean, counterfactual, directions):
     correct = pd.DataFrame({"clean": clean, "counterfactual": counterfactual}).astype(bool)
-    return SimpleNamespace(correct=correct, labels=pd.DataFrame({"direction": directions}))
+    return SimpleNamespace(
+        correct=correct, labels=pd.DataFrame({"direction": directions, "couple": range(len(directions))})
+    )
 
 
 def test_agreement_above_chance_separates_preferences_from_order():
@@ -142,7 +144,8 @@ def token_table(effects, clean=-0.8, counterfactual=0.8, moved=0.0):
                 (pair, run, slot, edit, role, 0.5 + sign * swing / 2)
                 for role, sign in (("clean", -1), ("counterfactual", 1))
             ]
-    return pd.DataFrame(rows, columns=["pair", "run", "slot", "edit", "role", "probability"])
+    table = pd.DataFrame(rows, columns=["pair", "run", "slot", "edit", "role", "probability"])
+    return table.assign(couple=table["pair"])
 
 
 def test_backup_is_the_largest_effect_above_slot_zero_and_above_moving_the_objects():

@@ -24,6 +24,22 @@ def swept(small):
     return components.patched(small)
 
 
+def test_all_draws_of_the_null_of_a_pair_are_one_unit(small, swept, monkeypatch):
+    """Their counterfactuals differ, so that each draw of a pair is about other pictures."""
+    units, ratios = [], components.ratios
+
+    def seen(table, seed=0, by=components.KEYS):
+        units.append(table.groupby("pair")["couple"].nunique().max())
+        return ratios(table, seed, by)
+
+    nulls = components.with_same_answer(small, draws=2)
+    assert nulls[0].labels["couple"].tolist() != nulls[1].labels["couple"].tolist()
+    controls = {"null": [components.patched(null) for null in nulls]}
+    monkeypatch.setattr(components, "ratios", seen)
+    components._summary(small, swept, controls, "counterfactual", "probability", 0)
+    assert units == [1, 1]
+
+
 @pytest.mark.parametrize("family", ["reference", "qwen2-vl", "gemma-3"])
 def test_all_heads_patched_together_are_the_attention_output(family):
     """At the last token, layer by layer: sets of heads by the route of the checks against the sweep's own site."""

@@ -14,7 +14,9 @@ from lib.patching.runs import Run
 from lib.patching.sites import ATTENTION, MLP, RESIDUAL, Site, heads
 from lib.patching.sweep import last_token_sweep, sweep, token_sweep
 
-SITES = (RESIDUAL, ATTENTION, MLP, Site("head 1", "self_attn.o_proj", "before", 1))
+VALUES = Site("values", "self_attn.v_proj")  # read of the last layer, too, where what attention gives out is not
+ENTERING = Site("entering", "self_attn", "before")
+SITES = (RESIDUAL, ATTENTION, MLP, Site("head 1", "self_attn.o_proj", "before", 1), VALUES, ENTERING)
 TAIL = Interchange(np.array([-3, -1]), np.array([-1, -4]))
 IMAGE = swap(LEFT, RIGHT)
 

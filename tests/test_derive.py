@@ -1,6 +1,7 @@
 """Records derived from models: equal to the written ones, certified, or refused with the reason."""
 
 import json
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -12,9 +13,12 @@ from test_contracts import QUESTIONS, all_hooks
 from tiny import NAMES, tiny
 
 from lib import places
+from lib.analysis.enhancement import enhance
+from lib.analysis.enhancement_attention import ScaledAttention
 from lib.engine import certificate as certificate_module
+from lib.engine import checkpoints, encoder
 from lib.engine.certificate import CONTRACTS, certificate
-from lib.engine.derived import small_models, survey
+from lib.engine.derived import adapter, small_models, survey
 from lib.engine.derived.adapter import DerivedVLM
 from lib.engine.derived.derive import derive
 from lib.engine.derived.observe import Refused
@@ -22,9 +26,9 @@ from lib.engine.tensors import put, take
 from lib.engine.vlm import load
 from lib.errors import UserError
 from lib.patching.edits import LAST_TOKEN, Interchange
-from lib.patching.runs import Run
+from lib.patching.runs import Pairs, Run, tokens_at
 from lib.patching.sites import MLP
-from lib.patching.sweep import last_token_sweep, sweep, token_sweep
+from lib.patching.sweep import amplification_sweep, last_token_sweep, sweep, token_sweep
 
 # What stands in the text around a picture and how a processor is called cannot be read from a model
 DERIVED = "architecture language encoder projector merge patch_order packed tokens_after_grid positions".split()
@@ -152,6 +156,22 @@ def test_what_a_plain_model_cannot_do_is_refused():
     run, other = (Run.of(vlm, QUESTIONS[:1], tokens, [picture]) for picture in (0, 1))
     with pytest.raises(UserError, match="Only the residual stream"):
         sweep(vlm, run, other, {"last": LAST_TOKEN}, ids, ("a", "b"), [MLP], progress=False)
+    with pytest.raises(UserError, match="cannot be scaled"):
+        ScaledAttention(vlm, Pairs(run, None), [0.5], "last")
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_vl", "gemma4"])
+def test_image_tokens_with_inputs_of_later_layers(model_type):
+    """Read at a slot they are as wide as the encoder gives them; what is defined for one slot alone is refused."""
+    vlm = small(model_type)
+    tokens, ids = vlm.encode(pictures(vlm)), vlm.candidates([["red", "blue"]])
+    run = Run.of(vlm, QUESTIONS[:1], tokens, [0])
+    assert torch.allclose(tokens_at(vlm, run, [0])[0][0] / vlm.language.wiring.scale, tokens[0], atol=1e-5)
+    directions = torch.ones(1, tokens.shape[-1])
+    with pytest.raises(UserError, match="the picture enters its later layers"):
+        amplification_sweep(vlm, run, {"one": directions}, [1.0], ids, ("a", "b"), progress=False)
+    with pytest.raises(UserError, match="the picture enters its later layers"), enhance(vlm, directions, 1.0):
+        pass
 
 
 def test_an_unknown_checkpoint_proves_itself_when_first_loaded(tmp_path, monkeypatch):
@@ -174,6 +194,31 @@ def test_an_unknown_checkpoint_proves_itself_when_first_loaded(tmp_path, monkeyp
     kept.unlink()
     with pytest.raises(UserError, match="contracts do not hold on this checkpoint: 1 logits"):
         certificate_module.require(vlm, str(folder))
+
+
+def test_another_revision_of_a_hub_model_is_another_checkpoint(monkeypatch):
+    cache = {None: "/cache/main/config.json", "b": "/cache/of-b/config.json"}
+    monkeypatch.setattr(checkpoints, "cached", lambda hub_id, revision=None: cache[revision])
+    assert [checkpoints.hub_digest("owner/name", revision) for revision in cache] == [
+        "owner/name@main",
+        "owner/name@of-b",
+    ]
+
+
+def test_a_hook_that_stays_breaks_the_sixth_contract(monkeypatch):
+    """The adapter's own hooks are tried: those of an edit in a layer, of a recorded plan, and of the encoder."""
+
+    @contextmanager
+    def kept(*registrations):
+        for module, when, function in registrations:
+            register = module.register_forward_pre_hook if when == "before" else module.register_forward_hook
+            register(function, **({"with_kwargs": True} if when == "before" else {}))
+        yield
+
+    for module in (certificate_module, adapter, encoder):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "hooks", kept)
+            assert not certificate(small("glm4v"))["holds"].iloc[5], module.__name__
 
 
 def test_a_certificate_says_which_contract_is_broken():

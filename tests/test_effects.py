@@ -18,7 +18,8 @@ def planted(clean, counterfactual, **patched):
         for pair, value in enumerate(values):
             for role, sign in (("clean", -1), ("counterfactual", 1)):
                 where = {"slot": 0 if run == "patched" else -1, "moves": moves, "region": region or "none"}
-                rows.append({"pair": pair, "run": run, **where, "role": role, "probability": (1 + sign * value) / 2})
+                pair_of = {"pair": pair, "couple": pair, "run": run, **where, "role": role}
+                rows.append(pair_of | {"probability": (1 + sign * value) / 2})
     return pd.DataFrame(rows)
 
 
@@ -35,6 +36,20 @@ def test_effects_of_known_size():
     assert np.allclose(out.loc["a", ["effect", "low", "high"]].astype(float), 0.5) and out.loc["a", "n"] == 40
     assert out.loc["b", "low"] < 0.25 < out.loc["b", "high"] and out.loc["b", "high"] - out.loc["b", "low"] < 0.25
     assert np.allclose(out.loc[["c", "d"], "effect"], [0, 1])
+
+
+def test_pairs_about_the_same_two_pictures_count_once():
+    """Every pair twice, with the two pictures in the other order: the same interval, and as many units as before."""
+    rng = np.random.default_rng(0)
+    clean, other, patched = (rng.uniform(low, low + 1, 20) for low in (-1, 0.5, -0.5))
+    once = planted(clean, other, code_a=patched)
+    twice = pd.concat([once, once.assign(pair=once["pair"] + 20)], ignore_index=True)
+    pd.testing.assert_frame_equal(effects.summarise(twice, ["region"]), effects.summarise(once, ["region"]))
+    independent = effects.summarise(twice.assign(couple=twice["pair"]), ["region"])
+    assert independent.iloc[0]["high"] - independent.iloc[0]["low"] < 0.8 * np.ptp(
+        effects.summarise(once, ["region"]).iloc[0][["low", "high"]]
+    )
+    assert (effects.couples(twice) == np.tile(np.arange(20), 2)).all()
 
 
 def test_without_a_difference_there_is_no_effect_and_no_verdict():

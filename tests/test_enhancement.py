@@ -302,6 +302,8 @@ def run_everything(vlm, items):
     changes["objects"] = enhancement.change(asked, directions, where=enhancement.object_mask(asked))
     table = enhancement.sweep(asked, changes, [1.0, 4.0])
     assert len(table) == 4 * len(items) and enhancement.score(table)["n"].eq(len(items)).all()
+    twice = pd.concat([table, table], ignore_index=True)  # as random sets are: more rows, not more items
+    assert enhancement.score(twice)["n"].eq(len(items)).all()
     return asked, table
 
 
@@ -388,5 +390,5 @@ def test_questions_that_are_not_about_space_are_left_alone_at_alpha_zero(referen
     directions = {axis: torch.randn(2, reference.language.config.hidden_size) for axis in ("horizontal", "vertical")}
     asked = [fact for name in ("squares", "objects") for fact in facts.fact_items(name, reference.grid, 4)]
     still = enhancement.unrelated(reference, asked, directions, 0.0)
-    assert list(still.columns) == ["form", "before", "after"] and (still["before"] == still["after"]).all()
-    assert len(still) == 8
+    assert list(still.columns) == ["scene", "form", "before", "after"] and (still["before"] == still["after"]).all()
+    assert len(still) == 8 and still["scene"].nunique() == len({fact.scene for fact in asked})

@@ -100,7 +100,9 @@ def test_dots_of_panels_that_share_a_legend_take_the_order_given():
 
 def test_tables_round_for_display_only():
     data = pd.DataFrame({"setting": ["a"], "accuracy": [0.98765]})
-    assert figures.table(data).accuracy[0] == 0.99 and data.accuracy[0] == 0.98765
+    shown = figures.table(data)
+    assert shown.accuracy.iloc[0] == 0.99 and data.accuracy[0] == 0.98765
+    assert shown.index.tolist() == [""], "numbers of rows say nothing"
 
 
 def test_a_table_for_display_has_no_negative_zero():

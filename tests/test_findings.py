@@ -82,4 +82,4 @@ def test_answers_that_go_to_other_words_are_told(monkeypatch, left, said):
     monkeypatch.setattr(record, "table", made)
     monkeypatch.setattr(record, "models", lambda: ["reference", "qwen_style"])
     assert said in findings.answers_kept(findings.answers_left())
-    assert f"(0.00 and {1 - left:.2f} goes to other words)" in findings.together_only(["reference", "qwen_style"])
+    assert f"[0.00 and {1 - left:.2f}]" in findings.together_only(["reference", "qwen_style"])

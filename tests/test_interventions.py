@@ -174,7 +174,7 @@ def test_an_interrupted_sweep_goes_on(which, vlm, run, ids, pictures, monkeypatc
         if which == "encoder":
             return encoder_sweep(vlm, pictures, run, OTHER, {"s": swap(LEFT, RIGHT)}, ids, ROLES, **options)
         if which == "amplify":
-            directions = torch.randn(5, 2, 32, generator=torch.Generator().manual_seed(0))
+            directions = torch.randn(2, 32, generator=torch.Generator().manual_seed(0))
             return amplification_sweep(vlm, run, {"d": directions}, [1.0, 2.0], ids, ROLES, **options)
         return knockout_sweep(vlm, run, {"left": LEFT, "one": LEFT[:1]}, ids, ROLES, **options)
 
@@ -249,14 +249,14 @@ def test_amplify_by_hand():
 
 
 def test_amplification_table(vlm, run, ids):
-    own = torch.randn(5, 2, 32, generator=torch.Generator().manual_seed(1))
-    table = amplification_sweep(vlm, run, {"own": own, "all": own[0]}, [0.0, 2.0], ids, ROLES, progress=False)
+    two = torch.randn(2, 2, 32, generator=torch.Generator().manual_seed(1))
+    table = amplification_sweep(vlm, run, {"one": two[0], "other": two[1]}, [0.0, 2.0], ids, ROLES, progress=False)
     assert len(table) == 5 * 2 * (1 + 2 * 2)
     for pair in range(5):
         base = run.images[run.index[pair]]
         clean = cells(table, pair, run="clean")
         assert np.allclose(clean, direct(vlm, run, pair, ids, base), atol=1e-6)
-        for name, w in (("own", own[pair]), ("all", own[0])):
+        for name, w in zip(("one", "other"), two, strict=True):
             assert np.allclose(cells(table, pair, edit=name, alpha=0.0), clean, atol=1e-6)
             expected = direct(vlm, run, pair, ids, amplify(base, w, 2.0))
             assert np.allclose(cells(table, pair, edit=name, alpha=2.0), expected, atol=1e-6)

@@ -58,9 +58,8 @@ def table_of(named, target=0.6):
         for pair in range(6):
             for run in ("clean", "counterfactual"):
                 high, low = mass * (1 + lead) / 2, mass * (1 - lead) / 2
-                rows.append(
-                    {"pair": pair, "run": run, "step": step, "target": high, "opposite": low, "order": high - low}
-                )
+                where = {"pair": pair, "couple": pair, "run": run, "step": step}
+                rows.append(where | {"target": high, "opposite": low, "order": high - low})
     return pd.DataFrame(rows)
 
 

@@ -19,7 +19,8 @@ def sweep(**curves):
         for pair, curve in enumerate(table)
         for slot, value in enumerate(curve)
     ]
-    return pd.DataFrame(rows, columns=["pair", "run", "slot", "role", "probability"])
+    table = pd.DataFrame(rows, columns=["pair", "run", "slot", "role", "probability"])
+    return table.assign(couple=table["pair"])
 
 
 def test_peaks_are_found_where_they_were_planted():

@@ -199,6 +199,12 @@ def test_pairs_are_different_deterministic_and_nested(design, setting):
     assert len({(p.direction, p.clean.scene, p.counterfactual.scene) for p in made}) == 200
     if design is not pairs.last_token_pairs:  # a mirrored pair and its mirror are the same two pictures
         assert len({(p.direction, frozenset((p.clean.scene, p.counterfactual.scene))) for p in made}) == 200
+    shown = {frozenset((p.clean.scene, p.counterfactual.scene)) for p in made}
+    assert (
+        len({p.couple for p in made})
+        == len(shown)
+        == len({(p.couple, frozenset((p.clean.scene, p.counterfactual.scene))) for p in made})
+    )
     few = design(setting, GRID, 7)
     assert few == [p for d in DIRECTIONS for p in [p for p in made if p.direction == d][:7]]
     assert few[7:14] == design(setting, GRID, 7, directions=["right"])

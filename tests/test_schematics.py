@@ -53,7 +53,7 @@ def test_an_interchange_names_the_side_of_the_mirror_picture(pair):
     own = 2 * GRID.entity**2
     assert [tinted(ax) for ax in figure.axes] == [0, own, own + 16]
     sides = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert sides == ["its own", *(f"the mirror picture's {side}" for side in schematics.SIDES[pair.orientation])]
+    assert sides == ["its own", *schematics.SIDES[pair.orientation]]
     first, second = (image.get_array()[..., 3] > 0 for image in figure.axes[1].images[1:])
     axis = int(pair.orientation == "horizontal")
     assert np.nonzero(first)[axis].min() > np.nonzero(second)[axis].max(), "each side takes the other one's"
@@ -87,7 +87,8 @@ def test_an_object_interchange_crosses_the_sides(monkeypatch):
     schematics.object_interchange(PAIR, GRID, 7)
     rows, arrows = drawn[0]
     ends = {(rows[a.source[0]].tokens[a.source[1]], rows[a.target[0]].tokens[a.target[1]]) for a in arrows}
-    assert ends == {("object\n3", "object\n1"), ("object\n1", "object\n3")}
+    first, _, last, _ = schematics.things(PAIR.clean)
+    assert ends == {(first, first), (last, last)}, "an entity takes its own tokens of the other side"
     assert all(a.source[0] == 1 and a.target[0] == 0 and a.source[2] == a.target[2] for a in arrows)
 
 

@@ -74,7 +74,7 @@ def test_coverage_of_differences_and_ratios():
 def test_summarise_known_table():
     table = pd.DataFrame(
         {
-            "pair": [0, 0, 1, 1, 2, 2],
+            "couple": [0, 0, 1, 1, 2, 2],
             "slot": [0, 1] * 3,
             "role": "clean",
             "probability": [1, 0, 1, 0.5, 1, 1],

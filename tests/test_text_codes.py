@@ -13,6 +13,7 @@ from lib.engine.prompts import Prompt
 from lib.errors import UserError
 from lib.patching.sites import RESIDUAL
 from lib.stimuli.grids import GRIDS
+from lib.stimuli.questions import DIRECTIONS
 
 EXACT = 1e-5
 GRID = GRIDS["reference"]
@@ -117,12 +118,28 @@ def test_a_planted_change_is_readable_and_random_ones_are_not():
 
 
 def test_a_direction_is_the_mean_change_of_its_pairs_and_a_null_is_as_long():
-    of, asked = np.array(["left", "left", "right", "right"]), np.array(["right", "left", "above"])
+    of, asked = np.array(["left", "left", "right", "right"]), np.array(["right", "left", "right"])
     change = torch.arange(4.0)[None, :, None, None].expand(1, 4, 1, 3)
     step = text_codes._step(change, of, asked)
-    assert step[0, :, 0, 0].tolist() == [2.5, 0.5, 0]
+    assert step[0, :, 0, 0].tolist() == [2.5, 0.5, 2.5]
     null = text_codes._stretched(text_codes._halves(change, of, asked, 0), step, 0)
     assert torch.allclose(null.norm(dim=-1), step.norm(dim=-1))
+
+
+@pytest.mark.parametrize("kept", [("left", "right"), ("above", "below")])
+def test_directions_that_only_one_half_of_the_pairs_keeps_are_left_out(reference, monkeypatch, kept):
+    """The words of "left of the" are one token longer than those of "above the": states of both do not fit together."""
+    drawn = iter([DIRECTIONS, kept])
+    whole = text_codes.direction_pairs
+
+    def some(grid, n, seed=0):
+        directions = next(drawn)
+        return [pair for pair in whole(grid, n, seed) if pair.direction in directions]
+
+    monkeypatch.setattr(text_codes, "direction_pairs", some)
+    monkeypatch.setattr(text_codes, "FEWEST", 4)
+    found = text_codes.direction(reference, n=2, draws=1)
+    assert set(found["axis"]) == {"all", "horizontal" if "left" in kept else "vertical"}
 
 
 def test_a_model_that_answers_nothing_gets_no_rows_and_a_sentence(model):

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from lib.analysis import statistics
-from lib.analysis.effects import curves, moved
+from lib.analysis.effects import couples, curves, moved
 from lib.analysis.identities import largest_difference
 from lib.analysis.interchange import regions
 from lib.analysis.line_images import LineImages
@@ -107,12 +107,12 @@ def agreement_above_chance(study: Study) -> pd.DataFrame:
     one, 0 over all. A difference above 0 over all directions is evidence of order. Answers that name neither of the
     two entities push it below 0.
     """
-    correct = study.correct.assign(direction=study.labels["direction"])
+    correct = study.correct.join(study.labels[["direction", "couple"]])
     rows = []
     for direction, cell in [*correct.groupby("direction", sort=False), ("all", correct)]:
         both = (cell["clean"] & cell["counterfactual"]).to_numpy()
         neither = (~cell["clean"] & ~cell["counterfactual"]).to_numpy()
-        order = statistics.mean(both.astype(float) - neither)
+        order = statistics.mean(both.astype(float) - neither, cell["couple"])
         shares = (cell["clean"].mean(), cell["counterfactual"].mean(), both.mean(), neither.mean())
         rows.append((direction, len(cell), *shares, order.value, order.low, order.high))
     columns = ["direction", "n", "clean", "counterfactual", "both", "neither", "both_minus_neither", "low", "high"]
@@ -147,12 +147,13 @@ def backup(table: pd.DataFrame, seed: int = 0) -> dict[str, statistics.Estimate]
 
     backup_beyond_floor: largest effect over slots of crossing the objects, minus its effect at slot 0 (never below 0,
     because slot 0 is among the slots). backup_on_objects: the largest excess over slots of that effect above the effect
-    of moving the objects within the clean run. Effects as in `effects.summarise`. A table without pairs gives n = 0.
+    of moving the objects within the clean run. Effects as in `effects.summarise`. n counts pairs, because
+    the rule asks for a number of them; a table without pairs gives n = 0.
     """
     if table.empty:
         nothing = statistics.Estimate(np.nan, np.nan, np.nan, 0)
         return {"backup_beyond_floor": nothing, "backup_on_objects": nothing}
-    cells = moved(table)
+    cells, units = moved(table), couples(table)
     crossed, within, between = (
         curves(cells, value, edit=edit)
         for value, edit in (("moved", "object"), ("moved", "places"), ("between", "object"))
@@ -168,7 +169,8 @@ def backup(table: pd.DataFrame, seed: int = 0) -> dict[str, statistics.Estimate]
     def beyond_moving(crossed, within, between):
         return (effect(crossed, between) - effect(within, between)).max()
 
-    return {
-        "backup_beyond_floor": statistics.bootstrap(beyond_start, crossed, between, seed=seed),
-        "backup_on_objects": statistics.bootstrap(beyond_moving, crossed, within, between, seed=seed),
+    found = {
+        "backup_beyond_floor": statistics.bootstrap(beyond_start, crossed, between, units=units, seed=seed),
+        "backup_on_objects": statistics.bootstrap(beyond_moving, crossed, within, between, units=units, seed=seed),
     }
+    return {name: replace(each, n=len(crossed)) for name, each in found.items()}

@@ -112,7 +112,7 @@ def _other_end(pair: Pair, entity, grid) -> Pair:
 
 
 def shifts(table: pd.DataFrame, scale: str, toward: str, keys: Sequence[str] = KEYS) -> pd.DataFrame:
-    """What each patch moves, per pair: columns keys, pair, moved, between.
+    """What each patch moves, per pair: columns keys, pair, couple, moved, between.
 
     scale: "probability" or "logit". moved: the change of scale(toward) - scale(clean answer). between: how far the
     counterfactual run lies from the clean one; towards "order", which is nobody's answer, as far as turns the clean
@@ -123,7 +123,7 @@ def shifts(table: pd.DataFrame, scale: str, toward: str, keys: Sequence[str] = K
     found = effects.moved(named)
     if toward == "order":
         found["between"] = -2 * found["clean"]
-    return found[[*keys, "pair", "moved", "between"]]
+    return found[[*keys, "pair", "couple", "moved", "between"]]
 
 
 def ratios(table: pd.DataFrame, seed: int = 0, by: Sequence[str] = KEYS) -> pd.DataFrame:
@@ -131,7 +131,7 @@ def ratios(table: pd.DataFrame, seed: int = 0, by: Sequence[str] = KEYS) -> pd.D
     high."""
     rows = []
     for key, cell in table.groupby(list(by), sort=True):
-        found = statistics.ratio(cell["moved"], cell["between"], units=cell["pair"], seed=seed)
+        found = statistics.ratio(cell["moved"], cell["between"], units=cell["couple"], seed=seed)
         rows.append((*key, found.n, found.value, found.low, found.high))
     return pd.DataFrame(rows, columns=[*by, "n", "effect", "low", "high"])
 
@@ -206,10 +206,9 @@ class GivenStates(QuestionTokens):
         self, vlm: VLM, pairs: Pairs, patches: Sequence[Patch], baseline: dict, given: dict, columns: dict[str, list]
     ):
         super().__init__(vlm, pairs, patches, baseline, progress=False)
-        rows = torch.as_tensor(pairs.numbers)
         for patch in patches:
             chosen = columns[patch.columns["edit"]]
-            own = {(patch.site.name, slot): given[patch.site.name, slot][rows][:, chosen] for slot in patch.slots}
+            own = {(patch.site.name, slot): given[patch.site.name, slot][:, chosen] for slot in patch.slots}
             self.states[patch.name] = own
 
 
@@ -267,6 +266,8 @@ def contributions(study: Study, run: Run, held: dict | None = None) -> tuple[dic
     and "final"; those of this run when not given, so that a second run can be read with the scales of the first.
     """
     vlm, layers, out = study.vlm, range(len(study.vlm.layers)), {}
+    if not vlm.language.additive:
+        raise UserError(f"How components of {vlm.name} add up is known for families with a written record only.")
     added, mixed = _added_attention(vlm), Site("mixed", "self_attn.o_proj", "before")
     places = [(site, layer) for site in (added, mixed, ATTENTION) for layer in layers]
     places += [(RESIDUAL, slot) for slot in vlm.slots]
@@ -311,16 +312,17 @@ def direct(study: Study) -> pd.DataFrame:
     """Direct effects at the last token: each component's output through final norm and unembedding, in logits.
 
     The norm's scale is that of the clean run, so that the contributions sum to the logit of the answer minus that of
-    the foil. Columns pair, token, site, layer, contribution (clean run), moved (what the counterfactual's output would
-    take away from it).
+    the foil. Columns pair, couple, token, site, layer, contribution (clean run), moved (what the counterfactual's
+    output would take away from it).
     """
     clean, held = contributions(study, study.clean)
     other, _ = contributions(study, study.counterfactual, held)
     read, parts = held["final"] * answer_minus_foil(study), []
+    pairs = study.labels[["couple"]].rename_axis("pair").reset_index()
     for (site, layer), vector in clean.items():
         own, source = ((x * read).sum(-1).cpu().numpy() for x in (vector, other[site, layer]))
         columns = {"token": "last", "site": site, "layer": layer, "contribution": own, "moved": own - source}
-        parts.append(pd.DataFrame({"pair": np.arange(len(study))} | columns))
+        parts.append(pairs.assign(**columns))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -382,7 +384,10 @@ def _summary(study: Study, swept: pd.DataFrame, controls: dict, toward: str, sca
     out, bands = ratios(moved, seed).assign(toward=toward, scale=scale), []
     for kind, sweeps in controls.items():
         null = [shifts(rows, scale, toward).assign(draw=k) for k, rows in enumerate(sweeps)]
-        null = pd.concat(null).assign(between=lambda rows: rows["pair"].map(between))
+        null = pd.concat(null).assign(
+            between=lambda rows: rows["pair"].map(between),
+            couple=lambda rows: rows["pair"].map(study.labels["couple"]),  # all draws of a pair are one unit
+        )
         bands.append(null_band(null, len(study.vlm.layers), seed))
         out = out.merge(bands[-1][[*KEYS, "null"]].rename(columns={"null": kind}), on=KEYS)
     band = pd.concat(bands).groupby(KEYS, as_index=False).agg({"null_low": "min", "null_high": "max"})

@@ -41,12 +41,12 @@ def moved(table: pd.DataFrame) -> pd.DataFrame:
 def summarise(table: pd.DataFrame, by: Sequence[str], seed: int = 0) -> pd.DataFrame:
     """Where patched runs lie between the clean run (0) and the counterfactual run (1), in each cell of `by`.
 
-    Columns by, n (pairs), effect, low, high. The effect is a ratio of means over pairs of P(counterfactual) -
-    P(clean), its interval a bootstrap over whole pairs. NaN where the two baselines do not differ.
+    Columns by, n (couples), effect, low, high. The effect is a ratio of means over pairs of P(counterfactual) -
+    P(clean), its interval a bootstrap over whole couples (`Pair.couple`). NaN where the two baselines do not differ.
     """
     rows = []
     for key, cell in moved(table).groupby(list(by), sort=True):
-        found = statistics.ratio(cell["moved"], cell["between"], units=cell["pair"], seed=seed)
+        found = statistics.ratio(cell["moved"], cell["between"], units=cell["couple"], seed=seed)
         rows.append((*key, found.n, found.value, found.low, found.high))
     return pd.DataFrame(rows, columns=[*by, "n", "effect", "low", "high"])
 
@@ -64,3 +64,8 @@ def curves(table: pd.DataFrame, value: str = "probability", **where) -> Float[np
     for column, wanted in where.items():
         chosen = chosen[chosen[column] == wanted]
     return chosen.pivot(index="pair", columns="slot", values=value).to_numpy()
+
+
+def couples(table: pd.DataFrame) -> np.ndarray:
+    """The couple of each pair of a table, pairs in order: the units of `curves`."""
+    return table.drop_duplicates("pair").sort_values("pair")["couple"].to_numpy()

@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lib.analysis import probes, statistics
-from lib.engine.hooks import hooks
+from lib.engine.hooks import hooks, on_output
 from lib.engine.tensors import ImageTokens
 from lib.engine.vlm import VLM
 from lib.errors import UserError
@@ -287,7 +287,7 @@ def sweep(
     p_after.
 
     before, after: correct in every option order (the most probable token of the whole vocabulary). p_before, p_after:
-    mean probability of the answer. Without changes: the rows of condition "none". options: done and save, as in
+    mean probability of the answer. Without changes: the rows of condition "none". options: mode, as in
     `amplification_sweep`.
     """
     roles = ["answer", *(f"other {k}" for k in range(1, asked.ids.shape[1]))]
@@ -350,7 +350,7 @@ def score(results: pd.DataFrame, by: Sequence[str] = ("condition", "alpha"), see
     }
     out = []
     for key, cell in results.groupby(list(by), sort=True):
-        row = dict(zip(by, key, strict=True)) | {"n": len(cell)}
+        row = dict(zip(by, key, strict=True)) | {"n": cell["item"].nunique()}
         for name, (values, counted) in measures.items():
             found = weighted_mean(cell[counted[cell.index]], values, seed)
             bounds = ("low", "high") if name == "strict_accuracy" else (f"{name}_low", f"{name}_high")
@@ -391,8 +391,8 @@ def beyond_random(results: pd.DataFrame, condition: str, seed: int = 0) -> stati
 def unrelated(vlm: VLM, facts: Sequence[Fact], directions: Directions, alpha: float) -> pd.DataFrame:
     """Questions that are not about space, without enhancement and with it, along the directions of both axes.
 
-    One row per question: form (colour, shape, presence, number), before, after (the most probable token of the whole
-    vocabulary is the answer).
+    One row per question: scene (its picture), form (colour, shape, presence, number), before, after (the most probable
+    token of the whole vocabulary is the answer).
     """
     images, index = vlm.distinct([fact.scene.image(vlm.grid.canvas) for fact in facts])
     run = Run.of(vlm, [fact.question for fact in facts], images, index)
@@ -402,6 +402,7 @@ def unrelated(vlm: VLM, facts: Sequence[Fact], directions: Directions, alpha: fl
     wide = table.pivot(index="pair", columns="edit", values="is_top")
     return pd.DataFrame(
         {
+            "scene": index,
             "form": [fact.form for fact in facts],
             "before": wide["none"].to_numpy(bool),
             "after": wide["order"].to_numpy(bool),
@@ -480,14 +481,10 @@ def enhance(vlm: VLM, directions: Float[Tensor, "direction hidden"], alpha: floa
     The change is made to the projector's output, which is slot 0 at the image tokens of every family. The hook is
     removed on leaving the block, also after an exception. With alpha = 0 outputs are bitwise unchanged.
     """
-    width = vlm.language.config.hidden_size
+    width, wide = vlm.language.config.hidden_size, vlm.language.wide_because
+    if wide:
+        raise UserError(f"Image tokens of {vlm.name} cannot be amplified at one slot: {wide}.")
     if directions.ndim != 2 or directions.shape[1] != width:
         raise UserError(f"{vlm.name} needs directions of shape [direction, {width}], not {list(directions.shape)}.")
-
-    def after(module, args, output):
-        if isinstance(output, Tensor):
-            return amplify(output, directions, alpha)
-        return (amplify(output[0], directions, alpha), *output[1:])
-
-    with hooks((vlm.projector, "after", after)):
+    with hooks(on_output(vlm.projector, lambda tokens: amplify(tokens, directions, alpha))):
         yield

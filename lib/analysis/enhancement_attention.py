@@ -23,7 +23,7 @@ from lib.analysis.enhancement import ItemRun
 from lib.engine.keys_values import KeyValues
 from lib.engine.tensors import pick
 from lib.engine.vlm import VLM
-from lib.errors import unknown
+from lib.errors import UserError, unknown
 from lib.patching.results import Table
 from lib.patching.routes import Route
 from lib.patching.runs import Pairs
@@ -52,6 +52,8 @@ class ScaledAttention(Route):
         super().__init__(vlm, pairs, {"edit": "none", "alpha": 1.0})
         if reader not in READERS:
             raise unknown("reader", reader, READERS)
+        if self.language.plain_because:
+            raise UserError(f"Attention of {vlm.name} cannot be scaled: {self.language.plain_because}.")
         self.factors, self.reader = factors, reader
 
     def batch(self, frame, units, parts):

@@ -201,7 +201,7 @@ GROUP = ["setting", "orientation", "centred"]
 def effect_table(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """The published form: setting, orientation, centred, edit (number), slot, n, effect, low, high, on_the_two.
 
-    Effects are ratios of means over pairs, intervals bootstraps over whole pairs (`effects.summarise`). on_the_two: the
+    Effects are ratios of means over pairs, intervals bootstraps over couples (`effects.summarise`). on_the_two: the
     probability that the edited runs leave on the two candidates, a mean over pairs; what is missing to 1 went to other
     words, and counts as half an effect.
     """
@@ -213,11 +213,11 @@ def effect_table(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 
 
 def moved_at_start(table: pd.DataFrame) -> pd.DataFrame:
-    """How far each edit moved each pair's swing at slot 0: one row per pair, one column per edit, and `between`."""
+    """How far each edit moved each pair's swing at slot 0: a row per pair, a column per edit, `between`, `couple`."""
     cells = effects.moved(table[table["slot"].isin((-1, 0))])
     wide = cells.pivot(index="pair", columns="edit", values="moved")
     wide.columns = [int(edit) for edit in wide.columns]
-    return wide.assign(between=cells.drop_duplicates("pair").set_index("pair")["between"])
+    return wide.join(cells.drop_duplicates("pair").set_index("pair")[["between", "couple"]])
 
 
 def rival_table(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
@@ -238,7 +238,7 @@ def rival_table(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
             if edit in wide:
                 found[name] = wide[edit] - sum(own[rival] for rival in parts)
         for rival, moved in found.items():
-            x = statistics.ratio(moved, wide["between"], seed=seed)
+            x = statistics.ratio(moved, wide["between"], wide["couple"], seed=seed)
             rows.append((*key, rival, x.n, x.value, x.low, x.high))
     return pd.DataFrame(rows, columns=[*GROUP, "rival", "n", "value", "low", "high"])
 
@@ -246,7 +246,7 @@ def rival_table(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 def rival(table: pd.DataFrame, name: str, seed: int = 0) -> statistics.Estimate:
     """The effect of a rival's own edit; table: the sweep of one setting, orientation and kind of line."""
     wide = moved_at_start(table)
-    return statistics.ratio(wide[RIVALS[name]], wide["between"], seed=seed)
+    return statistics.ratio(wide[RIVALS[name]], wide["between"], wide["couple"], seed=seed)
 
 
 def lead(table: pd.DataFrame, rival: str = "S", seed: int = 0) -> statistics.Estimate:
@@ -261,7 +261,7 @@ def lead(table: pd.DataFrame, rival: str = "S", seed: int = 0) -> statistics.Est
     def ahead(own, others, between):
         return (own.mean() - others.mean(0).max()) / between.mean()
 
-    return statistics.bootstrap(ahead, own, others, wide["between"].to_numpy(), seed=seed)
+    return statistics.bootstrap(ahead, own, others, wide["between"].to_numpy(), units=wide["couple"], seed=seed)
 
 
 def winner(values: dict[str, tuple[float, float]]) -> str:
@@ -406,9 +406,9 @@ def old_shares(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
             crossed, within = (wide[edit] for edit in edits)
             effect = [x.mean() / wide["between"].mean() for x in (crossed, within)]
             reading = share_reading(*effect)
-            x = statistics.Estimate(np.nan, np.nan, np.nan, len(wide))
+            x = statistics.Estimate(np.nan, np.nan, np.nan, wide["couple"].nunique())
             if reading == "divided":
-                x = statistics.ratio(crossed, crossed + within, seed=seed)
+                x = statistics.ratio(crossed, crossed + within, wide["couple"], seed=seed)
             rows.append((*key, region, x.n, *effect, reading, x.value, x.low, x.high))
     columns = [*GROUP, "region", "n", "crossed", "within", "reading", "value", "low", "high"]
     return pd.DataFrame(rows, columns=columns)

@@ -111,7 +111,7 @@ def regions(study: Study, chosen: Sequence[Head], position: Int[np.ndarray, " pa
             own["text"] = 1 - weights[:, k].sum(-1)
             for region, share in own.items():
                 columns = {"run": name, "layer": layer, "head": head, "region": region, "attention": share}
-                parts.append(pd.DataFrame({"pair": np.arange(len(study))} | columns))
+                parts.append(study.labels[["couple"]].assign(**columns))
     keys = ["layer", "head", "run", "region"]
     table = statistics.summarise(pd.concat(parts, ignore_index=True), keys, "attention", seed=seed)
     size = {region: tokens.shape[1] for region, tokens in named.items()}
@@ -170,7 +170,7 @@ class HeadCuts(Route):
         past = self.language.prefill(frame, pick(self.pairs.clean.images, units)).keys
         for group, part, row_of in parts:
             rows, own = group.rows[part].numpy(), past.rows(row_of)
-            at = question_positions(token_set(self.position[:, None], self.pairs.numbers[rows]), frame, group)
+            at = question_positions(token_set(self.position[:, None], rows), frame, group)
             versions = [(self.baseline("clean"), self.language.ask(frame, group, part, own).last)]
             for name, cut in self.sets.items():
                 mask = blind_heads(cut, at, frame.image, self.language.config.num_attention_heads)
@@ -187,13 +187,13 @@ class HeadPatches(Route):
         self.sets, self.position, every = sets, position, heads(vlm.language)
         self.sites = {(layer, head): every[head] for cut in sets.values() for layer, head in cut}
         places = [(site, layer) for (layer, _), site in self.sites.items()]
-        self.states, self.other = question_states(vlm, pairs.counterfactual, places, source[pairs.numbers][:, None])
+        self.states, self.other = question_states(vlm, pairs.counterfactual, places, source[:, None])
 
     def batch(self, frame, units, parts):
         past = self.language.prefill(frame, pick(self.pairs.clean.images, units)).keys
         for group, part, row_of in parts:
             rows, own = group.rows[part].numpy(), past.rows(row_of)
-            at = question_positions(token_set(self.position[:, None], self.pairs.numbers[rows]), frame, group)
+            at = question_positions(token_set(self.position[:, None], rows), frame, group)
             versions = [(self.baseline("clean"), self.language.ask(frame, group, part, own).last)]
             versions.append((self.baseline("counterfactual"), self.other[rows].to(self.language.device)))
             for name, chosen in self.sets.items():

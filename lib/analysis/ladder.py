@@ -114,9 +114,9 @@ def left(studies: dict[str, Study]) -> pd.DataFrame:
 
 
 def _sums(table: pd.DataFrame, step: str) -> tuple[np.ndarray, np.ndarray]:
-    """Per pair: sum over its two runs of P(target) - P(opposite), and of P(target) + P(opposite)."""
+    """Per couple: sum over the runs of its pairs of P(target) - P(opposite), and of P(target) + P(opposite)."""
     own = table[table["step"] == step]
-    both = own.assign(named=own["target"] + own["opposite"]).groupby("pair")[["order", "named"]].sum()
+    both = own.assign(named=own["target"] + own["opposite"]).groupby("couple")[["order", "named"]].sum()
     return both["order"].to_numpy(), both["named"].to_numpy()
 
 
@@ -140,7 +140,7 @@ def lost_named(table: pd.DataFrame, step: str, seed: int = 0) -> statistics.Esti
 
 
 def summary(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """The published form: setting, orientation, step, measure, n, value, low, high; intervals over whole pairs.
+    """The published form: setting, orientation, step, measure, n, value, low, high; intervals over couples.
 
     Measures: order (P(target) - P(opposite)), named (`order_named`), correct, names_neither.
     """
@@ -149,7 +149,7 @@ def summary(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
         for step in dict.fromkeys(cell["step"]):
             own = cell[cell["step"] == step]
             found = {
-                measure: statistics.mean(own[measure].astype(float), units=own["pair"], seed=seed)
+                measure: statistics.mean(own[measure].astype(float), units=own["couple"], seed=seed)
                 for measure in ("order", "correct", "names_neither")
             }
             found["named"] = order_named(cell, step, seed)

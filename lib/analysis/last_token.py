@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 
 from lib.analysis import statistics
-from lib.analysis.effects import curves
+from lib.analysis.effects import couples, curves
 from lib.analysis.studies import Study
 from lib.stimuli.grids import Grid
 from lib.stimuli.pairs import Pair
@@ -67,7 +67,7 @@ def beyond_words(table: pd.DataFrame, words: pd.DataFrame, seed: int = 0) -> sta
         peaks = [order[axis == a].mean(0).max() - control[axis == a].mean(0).max() for a in np.unique(axis)]
         return float(np.mean(peaks))
 
-    return statistics.bootstrap(beyond, *both, axis, seed=seed)
+    return statistics.bootstrap(beyond, *both, axis, units=couples(table), seed=seed)
 
 
 # --- peaks ----------------------------------------------------------------------------------------------------
@@ -93,4 +93,5 @@ def peaks(table: pd.DataFrame, seed: int = 0) -> dict[str, statistics.Estimate]:
         "attribute_slot": lambda order, attribute: attribute.mean(0).argmax(),
         "attribute_from": lambda order, attribute: stays_above(attribute.mean(0)),
     }
-    return {name: statistics.bootstrap(statistic, *both, seed=seed) for name, statistic in found.items()}
+    units = couples(table)
+    return {name: statistics.bootstrap(statistic, *both, units=units, seed=seed) for name, statistic in found.items()}

@@ -94,9 +94,8 @@ def beside_checkpoints(embedded: pd.DataFrame, setting: str = "squares") -> pd.D
     embedded: model, setting, orientation, intact, accuracy, low, high, names_neither after the ablation
     (`mechanisms.mechanism`), further training seeds as NAME-seed<k>. Columns checkpoint, model, orientation,
     checkpoint_reading, own (the embedded model's reading), total, accuracy, low, high, names_neither (of the embedded
-    model),
-    compared: alike (order is left in both or in neither), differs (in one only, and the intervals lie apart), undecided
-    (in one only, but the intervals overlap), or not readable (one of the two).
+    model), compared: alike (order is left in both or in neither), differs (in one only, and the intervals lie apart),
+    undecided (in one only, but the intervals overlap), or not readable (one of the two).
     """
     counted = after_ablation().set_index(["model", "setting", "orientation"])
     recipe = embedded["model"].str.split("-seed").str[0]

@@ -37,9 +37,10 @@ def object_states(vlm: VLM, lines: LineImages, slots: Iterable[int] | None = Non
     """The residual stream of the objects' tokens at slots 0..L-1; see `tokens_at`."""
     question = neighbour_question(lines.setting, "left", entities(lines.setting, vlm.grid)[0])
     run = Run.of(vlm, [question] * len(lines.images), lines.images)
+    width = vlm.language.config.hidden_size  # without what later layers will add
     states = tokens_at(vlm, run, slots, lines.place_tokens.ravel())
     local = np.arange(lines.place_tokens.size).reshape(lines.place_tokens.shape)  # rows of `states`, place by place
-    return {slot: probes.ObjectTokens.of(state, local, lines.entities) for slot, state in states.items()}
+    return {slot: probes.ObjectTokens.of(state[..., :width], local, lines.entities) for slot, state in states.items()}
 
 
 # --- place ----------------------------------------------------------------------------------------------------

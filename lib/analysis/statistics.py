@@ -1,6 +1,7 @@
 """Intervals and null distributions (PROTOCOL.md 8.3 and 8.4; floor 1: numpy, scipy and pandas only).
 
-The unit of resampling is the pair (or item, or image): all rows of a unit are drawn together, never one by one.
+The unit of resampling is the couple of pictures that a pair is about (or the item, or the image): all rows of a unit
+are drawn together, never one by one.
 Intervals are expanded percentile bootstrap intervals (Hesterberg 2015, "What teachers should know about the
 bootstrap"): the percentiles are widened so that small samples keep their nominal coverage, which
 tests/test_statistics.py measures.
@@ -78,7 +79,7 @@ def summarise(
     table: pd.DataFrame,
     by: Sequence[str],
     value: str = "probability",
-    unit: str | Sequence[str] = "pair",
+    unit: str | Sequence[str] = "couple",
     resamples: int = RESAMPLES,
     level: float = LEVEL,
     seed: int = 0,
@@ -117,7 +118,8 @@ def mean(values, units=None, **options) -> Estimate:
     """Mean with its interval; values with the same entry in `units` are drawn together (default: each on its own)."""
     values = np.asarray(values, dtype=float)
     units = np.arange(len(values)) if units is None else np.asarray(units)
-    row = summarise(pd.DataFrame({"all": 0, "pair": units, "value": values}), ["all"], "value", **options).iloc[0]
+    table = pd.DataFrame({"all": 0, "unit": units, "value": values})
+    row = summarise(table, ["all"], "value", "unit", **options).iloc[0]
     return Estimate(float(row["value"]), float(row["low"]), float(row["high"]), int(row["n"]))
 
 

@@ -46,9 +46,9 @@ class Study:
 
     @property
     def labels(self) -> pd.DataFrame:
-        """One row per pair: setting, direction, orientation, split."""
-        rows = [(p.setting, p.direction, p.orientation, p.split) for p in self.pairs]
-        return pd.DataFrame(rows, columns=["setting", "direction", "orientation", "split"])
+        """One row per pair: setting, direction, orientation, split, couple (`Pair.couple`, the unit of intervals)."""
+        names = ["setting", "direction", "orientation", "split", "couple"]
+        return pd.DataFrame([[getattr(pair, name) for name in names] for pair in self.pairs], columns=names)
 
     def __len__(self) -> int:
         return len(self.pairs)

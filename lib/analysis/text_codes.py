@@ -257,6 +257,10 @@ def direction(vlm: VLM, n: int = 6, draws: int = 2, seed: int = 0) -> pd.DataFra
     if min(each.both_correct.sum() for each in both) < FEWEST:
         return None
     study, fresh = (each.kept() for each in both)
+    shared = set(study.labels["direction"]) & set(fresh.labels["direction"])  # "left of the" is longer than "above the"
+    if not shared:
+        return None
+    study, fresh = (each.rows(each.labels["direction"].isin(shared).to_numpy()) for each in (study, fresh))
     state, columns = _states(study, study.clean)
     clean, other = (_states(fresh, run)[0] for run in (fresh.clean, fresh.counterfactual))
     blank = on_empty_picture(fresh)
@@ -273,11 +277,8 @@ def direction(vlm: VLM, n: int = 6, draws: int = 2, seed: int = 0) -> pd.DataFra
 
 
 def _step(change: Tensor, of: np.ndarray, asked: np.ndarray) -> Tensor:
-    """The mean change [slot, pair, token, hidden] of the pairs that ask in each direction, for every asked direction.
-
-    Directions that no fresh pair asks for get no change.
-    """
-    return torch.stack([change[:, torch.as_tensor(of == d)].sum(1) / max((of == d).sum(), 1) for d in asked], dim=1)
+    """For every asked direction the mean change [slot, pair, token, hidden] of the pairs that ask in it."""
+    return torch.stack([change[:, torch.as_tensor(of == d)].mean(1) for d in asked], dim=1)
 
 
 def _halves(state: Tensor, of: np.ndarray, asked: np.ndarray, seed: int) -> Tensor:

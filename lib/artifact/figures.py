@@ -224,8 +224,11 @@ def outline(mask: np.ndarray) -> np.ndarray:
 
 
 def table(df: pd.DataFrame, digits: int = 2) -> pd.DataFrame:
-    """A copy for display, floats rounded and never -0; the saved files hold six digits."""
+    """A copy for display, floats rounded and never -0, rows that are only numbered without their numbers; the saved
+    files hold six digits."""
     out = df.round(digits)
+    if isinstance(out.index, pd.RangeIndex):
+        out.index = [""] * len(out)
     floats = out.select_dtypes("float").columns
     out[floats] = out[floats] + 0.0
     return out

@@ -128,8 +128,8 @@ def paper() -> str:
     table = fingerprint()
     edit = table["effect"]
     return (
-        f"- **In `{DEFAULT}` strips from the mirror picture move the answer and objects alone hardly do, as in the paper; but exchanging the strips' background *within* the picture does nothing.** From the mirror picture, strips move it {both(edit[2])} of the way (edit 2; left-right, above-below; {table['n'].min()} pairs each, fewer in the table), objects alone {both(edit[1])} (edit 1), the strips' background {both(edit[3])} (edit 3), all background {both(edit[5])} (edit 5); all leave {decimals(table['on_the_two'].min())} or more on the two candidates. "
-        f"Exchanged within the picture, the same tokens should flip the answer if they told which strip is which: {both(edit[9].abs())} (edit 9). Not excluded: a strip code tied to the object on the strip. "
+        f"- **In `{DEFAULT}` strips from the mirror picture move the answer and objects alone hardly do, as in the paper; but exchanging the strips' background *within* the picture does nothing.** From the mirror picture, strips move it {both(edit[2])} of the way (edit 2; left-right, above-below; {table['n'].min()} pairs of pictures or more, fewer in the table), objects alone {both(edit[1])} (edit 1), the strips' background {both(edit[3])} (edit 3), all background {both(edit[5])} (edit 5); all leave {decimals(table['on_the_two'].min())} or more on the two candidates. "
+        f"Exchanged within the picture, strips' background should flip the answer if it told which strip is which: {both(edit[9].abs())} (edit 9). Not excluded: a strip code tied to the object on the strip. "
         f"Winning is not being needed: with an empty canvas's background {both(emptied('correct'))} stay correct{confused()}."
     )
 
@@ -196,7 +196,7 @@ def positive_control(table: pd.DataFrame, left: pd.DataFrame) -> str:
     own, kept = table.loc["strip_code"], left.loc["strip_code", "accuracy"]
     return (
         f"- **Where the background does tell strips apart, the test finds it.** In `strip_code`, built to be that reading of the paper, edit 9 moves the answer {both(own['S'])} of the way; elsewhere at most {decimals(table.drop('strip_code')['S'].abs().max())}. "
-        f"It still answers {both(kept)} correctly after the paper's ordering ablation (background from an empty canvas, each object from where it stands alone in the middle): the empty canvas carries the code, too. So order lost in this ablation, if not by confusion, came from elsewhere."
+        f"It still answers {both(kept)} correctly after the paper's ordering ablation (background from an empty canvas, each object from where it stands alone in the middle): the empty canvas carries the code, too. So this ablation does not remove such a code."
     )
 
 
@@ -212,11 +212,12 @@ def by_axis(table: pd.DataFrame, left: pd.DataFrame) -> str:
 
 
 def together_only(names: list[str], axis: str = "vertical") -> str:
-    """What object tokens do with their places and without: edits 1, 6 and 8, and what edit 1 sends to other words."""
+    """What object tokens do with their places and without: edits 1, 6 and 8, and what they send to other words."""
     own = {name: fingerprint(name).xs(axis, level="orientation") for name in names}
     effect = pd.DataFrame({name: table["effect"] for name, table in own.items()})
-    lost = pd.Series({name: 1 - table.loc[1, "on_the_two"] for name, table in own.items()})
-    return f"crossed objects (edit 1) move it {joined(effect.loc[1])} of the way ({joined(lost)} goes to other words), places (edit 8) {joined(effect.loc[8].abs())}, both at once (edit 6) {joined(effect.loc[6])}"
+    lost = pd.DataFrame({name: 1 - table["on_the_two"] for name, table in own.items()})
+    said = {edit: f"{joined(effect.loc[edit].abs())} [{joined(lost.loc[edit])}]" for edit in (1, 6, 8)}
+    return f"crossed objects (edit 1) move it {said[1]} of the way, places (edit 8) {said[8]}, both at once (edit 6) {said[6]}; in brackets what goes to other words"
 
 
 def planted_apart(table: pd.DataFrame, name: str = "split") -> str:
@@ -236,16 +237,18 @@ def strips_unused(model: str = "qwen_style") -> str:
 
 def enhancement() -> str:
     """C7 on every model that ran it: repaired failures beyond random directions, both axes together."""
-    said, verdicts = [], []
+    said, verdicts, harmful = [], [], 0
     for name, own in record.compared().items():
         for row in own:
             if row["metric"] == "repaired_beyond_random" and not row.get("axis"):
                 verdicts.append(row["verdict"])
+                harmful += row["high"] < 0
                 cost = f" ({broken(name)})" if row["verdict"] == "reproduced" else ""
                 said.append(f"`{name}` {ledger.in_figures(row)} of {row['n']} failures, {row['verdict']}{cost}")
     repairing = verdicts.count("reproduced")
+    fewer = f", and less in {harmful}" if harmful else ""
     head = (
-        f"Turning up order directions repairs more than a random push in {repairing} of {len(verdicts)} models."
+        f"Turning up order directions repairs more than a random push in {repairing} of {len(verdicts)} models{fewer}."
         if repairing
         else "Turning up order directions is not shown to repair more than a random push."
     )
@@ -316,7 +319,8 @@ def sources() -> str:
                 for rival, value in own.items()
                 if value >= 0.05
             }
-            bold = [f"**{x}**" if lows.loc[(model, axis), rival] > 0.5 else x for rival, x in said.items()]
+            wins = {rival for rival in said if lows.loc[(model, axis), rival] > 0.5 and DAGGER not in said[rival]}
+            bold = [f"**{x}**" if rival in wins else x for rival, x in said.items()]
             cells.append(", ".join(bold) or "none")
         kept = [decimals(left.loc[(model, axis), "accuracy"]) if (model, axis) in left.index else "" for axis in AXES]
         lines.append((f"`{model}`", *cells, ", ".join(kept)))

@@ -7,7 +7,7 @@ cut off or scaled. `amplified` shows vectors before and after their part along a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,16 +26,17 @@ from lib.stimuli.questions import Item, Picture, SideItem
 from lib.stimuli.token_sets import PARTS, background, part_tokens
 
 EMPTY, OWN_PLACE, MIDDLE = "the empty canvas", "its entity alone, own place", "its entity alone, in the middle"
+SIDES = {  # of the mirror picture
+    axis: tuple(f"the mirror picture's {side}" for side in sides)
+    for axis, sides in (("horizontal", ("left", "right")), ("vertical", ("top", "bottom")))
+}
 SOURCES = {  # where an image token's vector comes from: colour and hatching
     EMPTY: (GREY, "////"),
     OWN_PLACE: (BLUE, "...."),
     MIDDLE: (ORANGE, "xxxx"),
-    "the mirror picture's left": (PURPLE, "\\\\\\\\"),
-    "the mirror picture's right": (GREEN, "////"),
-    "the mirror picture's top": (PURPLE, "\\\\\\\\"),
-    "the mirror picture's bottom": (GREEN, "////"),
+    **{first: (PURPLE, "\\\\\\\\") for first, _ in SIDES.values()},
+    **{second: (GREEN, "////") for _, second in SIDES.values()},
 }
-SIDES = {"horizontal": ("left", "right"), "vertical": ("top", "bottom")}
 
 # --- where image tokens come from -----------------------------------------------------------------------------
 
@@ -82,13 +83,12 @@ def partial_ablation(pair: Pair, grid: Grid):
 def interchanged(pair: Pair, edits: dict[str, Interchange], grid: Grid):
     """A pair's mirror picture, and the clean one once for each interchange with it (those of a study's first pair):
     which side of the mirror picture a token's vector comes from. Returns the figure."""
-    names = [f"the mirror picture's {side}" for side in SIDES[pair.orientation]]
     rows, columns = np.divmod(np.arange(grid.side**2), grid.side)
     second = (columns if pair.orientation == "horizontal" else rows) >= grid.side / 2
     scenes = {"the mirror picture": (pair.counterfactual.scene.image(grid.canvas), {})}
     for title, edit in edits.items():
         written, beyond = edit.targets[0], second[edit.sources[0]]
-        sets = {names[0]: written[~beyond], names[1]: written[beyond]}
+        sets = dict(zip(SIDES[pair.orientation], (written[~beyond], written[beyond]), strict=True))
         scenes[title] = (pair.clean.scene.image(grid.canvas), sets)
     return sources(scenes, grid)
 
@@ -96,7 +96,6 @@ def interchanged(pair: Pair, edits: dict[str, Interchange], grid: Grid):
 # --- runs -----------------------------------------------------------------------------------------------------
 
 IMAGE, LAST = "image\ntokens", "last\ntoken"
-OBJECTS = ("object\n1", "object\n2", "object\n3", "rest")
 LONGEST = 13  # words of a question that have room in a row
 KINDS = {  # of arrows: colour, line and meaning
     "write": (VERMILLION, "-", "this vector is written into the other run"),
@@ -200,16 +199,23 @@ def _place(row: Shown, item: Item, token: str) -> int:
     return next(k for k, word in enumerate(row.tokens) if word.strip("?.,") == reference)
 
 
-def _rows(pair: Pair, grid: Grid, other: str, image: Sequence[str] = (IMAGE,)) -> list[Shown]:
-    """Both runs of a pair, the clean one with the entities that are read; other: what the second one is called."""
+def things(item: Item) -> tuple[str, ...]:
+    """Names for the image tokens of an item: those of its things, in the order of the line, and the rest."""
+    return (*(str(entity).replace(" ", "\n") for entity in item.entities), "rest")
+
+
+def _rows(pair: Pair, grid: Grid, other: str, image: Callable = lambda item: (IMAGE,)) -> list[Shown]:
+    """Both runs of a pair, the clean one with the entities that are read; other: what the second one is called.
+
+    image: names for an item's image tokens."""
     read = "\n".join(f"{role}: {word}" for role, word in zip(pair.roles, pair.candidates, strict=True))
     both = (("clean", pair.clean, read), (other, pair.counterfactual, ""))
-    return [Shown.of(name, item.scene, item.question, grid, answer, image) for name, item, answer in both]
+    return [Shown.of(name, item.scene, item.question, grid, answer, image(item)) for name, item, answer in both]
 
 
 def object_interchange(pair: Pair, grid: Grid, slots: int):
     """The outer objects' tokens of the mirror picture go to the other side of the clean one; returns the figure."""
-    rows = _rows(pair, grid, "mirror", OBJECTS)
+    rows = _rows(pair, grid, "mirror", things)
     slot = slots // 2
     return runs(rows, [Arrow((1, 2, slot), (0, 0, slot)), Arrow((1, 0, slot), (0, 2, slot))], slots)
 

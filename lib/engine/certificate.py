@@ -25,6 +25,7 @@ from torch import Tensor
 from lib import places
 from lib.engine import oracle
 from lib.engine.checkpoints import folder_digest, hub_digest
+from lib.engine.hooks import hooks, on_input
 from lib.engine.planted import BUILT_IN
 from lib.engine.tensors import put, take
 from lib.errors import UserError
@@ -71,18 +72,19 @@ def certificate(vlm) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["contract", "holds", "difference", "reason"])
 
 
-def require(vlm, source: str) -> pd.DataFrame:
+def require(vlm, source: str, revision: str | None = None) -> pd.DataFrame:
     """The certificate of a loaded checkpoint, made when it is first used and kept in runs/by-hand/<model>/.
 
-    source: the folder or hub id it was read from. It is made anew when the checkpoint, its precision or the version of
-    transformers is another. A UserError names what does not hold, except that sweeps need contract 4 and plain
-    questions do not: a model whose runs cannot be continued may still be asked.
+    source: the folder or hub id it was read from, revision: of the hub. It is made anew when the checkpoint, its
+    precision, its attention or the version of transformers is another. A UserError names what does not hold, except
+    that sweeps need contract 4 and plain questions do not: a model whose runs cannot be continued may still be asked.
     """
     path = places.RUNS / places.BY_HAND / places.model_name(vlm.name) / "certificate.json"
     made_of = {
-        "checkpoint": folder_digest(Path(source)) if Path(source).is_dir() else hub_digest(source),
+        "checkpoint": folder_digest(Path(source)) if Path(source).is_dir() else hub_digest(source, revision),
         "transformers": transformers.__version__,
         "precision": str(vlm.dtype),
+        "attention": vlm.model.config._attn_implementation,
         "device": vlm.device.type,
         "canvas": vlm.grid.canvas,
     }
@@ -239,18 +241,30 @@ def _hooks(case: _Case) -> tuple[float, str]:
     kinds = ("_forward_hooks", "_forward_pre_hooks")
 
     def all_hooks():
-        return {(name, kind): list(getattr(m, kind)) for name, m in vlm.model.named_modules() for kind in kinds}
+        modules = (*vlm.model.modules(), *vlm.layers.modules())  # a derived model's layers are the adapter's own
+        return [list(getattr(module, kind)) for module in modules for kind in kinds]
+
+    class Stopped(Exception):
+        """Of this trial, and of nothing that goes wrong by itself."""
 
     def fail(*_):
-        raise RuntimeError("in the middle of a run")
+        raise Stopped
 
     before, raised = all_hooks(), 0
-    trials = [lambda s=slot: vlm.forward(case.prompt, case.tokens[:1], edits={s: fail}) for slot in case.slots]
+
+    def hooked(layer):
+        vlm.language._plans.clear()  # the next run records transformers' arguments by hooks of its own
+        with hooks(on_input(layer, fail)):
+            vlm.forward(case.prompt, case.tokens[:1])
+
+    trials = [lambda s=slot: hooked(vlm.layers[s]) for slot in case.slots[:-1]]
+    if vlm.encoder.slots:
+        trials.append(lambda: vlm.encode(case.pictures[:1], edits={0: fail}))
     trials.append(lambda: plain(vlm, case.batch(0), 1, fail))
     for trial in trials:
         try:
             trial()
-        except RuntimeError:
+        except Stopped:
             raised += 1
     same = all_hooks() == before and raised == len(trials)
     return 0.0 if same else float("inf"), "" if same else "a hook was left behind"

@@ -113,9 +113,9 @@ def folder_digest(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def hub_digest(hub_id: str) -> str:
+def hub_digest(hub_id: str, revision: str | None = None) -> str:
     """Hub id and, once downloaded, the revision in the local cache (the loader checks those files itself)."""
-    config = cached(hub_id)
+    config = cached(hub_id, revision)
     return f"{hub_id}@{Path(config).parent.name}" if config else hub_id
 
 

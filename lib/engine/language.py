@@ -28,7 +28,16 @@ from lib.errors import unknown
 
 
 class LanguageModel:
-    """Embeddings, layers, final norm and head of a model; grid side and merge are those of its image encoder."""
+    """Embeddings, layers, final norm and head of a model; grid side and merge are those of its image encoder.
+
+    plain_because: why layers run on all tokens every time, so that nothing inside them can be read or written.
+    wide_because: why the vector of a token is more than its residual stream. None in families with a written record.
+    additive: whether it is known how attention and the MLP add up to the residual stream, and that to the logits.
+    """
+
+    plain_because: str | None = None
+    wide_because: str | None = None
+    additive: bool = True
 
     def __init__(self, model, family: Family, image_id: int, side: int, merge: int):
         self.model, self.base, self.family = model, model.model, family

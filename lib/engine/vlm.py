@@ -59,7 +59,7 @@ def load(
     if check or (check is None and found.family is None):
         from lib.engine.certificate import require
 
-        require(vlm, found.source)
+        require(vlm, found.source, revision)
     return vlm
 
 

@@ -128,20 +128,17 @@ def along(
 
 @dataclass(frozen=True)
 class Along:
-    """What amplification along directions adds at alpha = 1: [direction, d] for all pairs or [pair, direction, d]."""
+    """What amplification along directions [direction, d] adds at alpha = 1."""
 
     directions: Tensor
     mode: str = "project"
 
     def key(self, pair: int) -> bytes:
         """Pairs about one picture with the same key share one amplified picture."""
-        return b"" if self.directions.ndim == 2 else self.directions[pair].cpu().numpy().tobytes()
+        return b""
 
     def __call__(self, tokens: Tensor, pairs: np.ndarray) -> Tensor:
-        if self.directions.ndim == 2:
-            return along(tokens, self.directions, self.mode)
-        each = zip(tokens, self.directions[torch.as_tensor(pairs)], strict=True)
-        return torch.stack([along(x, w, self.mode) for x, w in each])
+        return along(tokens, self.directions, self.mode)
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,5 @@ class Table:
 
     def finish(self, parts: list[pd.DataFrame]) -> pd.DataFrame:
         """All parts in a fixed order."""
-        if not parts:
-            return pd.DataFrame(columns=["pair", "run", "slot", "role", "probability", "logit"])
         out = pd.concat(parts, ignore_index=True)
         return out.sort_values([key for key in ORDER if key in out], kind="stable", ignore_index=True)

@@ -19,6 +19,7 @@ from lib.engine.keys_values import KeyValues
 from lib.engine.plans import Frame, Group, Output
 from lib.engine.tensors import ImageTokens, pick, put, take
 from lib.engine.vlm import VLM
+from lib.errors import UserError
 from lib.patching.edits import Interchange, token_set
 from lib.patching.prefix_cache import PrefixCache
 from lib.patching.results import BASELINE
@@ -97,8 +98,8 @@ class QuestionTokens(Route):
 
     def _read(self, run: Run, patches: Sequence[Patch], progress: bool) -> Tensor:
         """Read the states that patches write, and return the run's last token at slot L."""
-        edits, numbers = {patch.name: patch.edit for patch in patches}, self.pairs.numbers
-        sets = [token_set(edit.sources, numbers).expand(len(run), -1) for edit in edits.values()]
+        edits = {patch.name: patch.edit for patch in patches}
+        sets = [token_set(edit.sources, np.arange(len(run))).expand(len(run), -1) for edit in edits.values()]
         tokens = torch.cat(sets or [torch.full((len(run), 1), -1)], dim=1).numpy()
         places = list(dict.fromkeys((patch.site, slot) for patch in patches for slot in patch.slots))
         cache = self.cache if run.images is self.pairs.clean.images else None
@@ -144,8 +145,7 @@ class QuestionTokens(Route):
     def _from_slot(self, frame, group, rows, run: Output, past: KeyValues, patch: Patch, slot: int) -> tuple:
         """One edit of several question tokens at one slot."""
         start = min(slot, len(self.language.layers) - 1)
-        numbers = self.pairs.numbers[rows]
-        targets = question_positions(token_set(patch.edit.targets, numbers), frame, group)
+        targets = question_positions(token_set(patch.edit.targets, rows), frame, group)
         write = _put_at(targets, self.states[patch.name][patch.site.name, slot][rows])
         with hooks(patch.site.hook(self.language, slot, write)):
             return patch.at(slot), self.language.run(group.plan, run.hidden[start], start, frame.split, past).last
@@ -183,18 +183,17 @@ class ImageTokensOfPairs(Route):
     """Edits of image tokens: text before the image and all slots before the edit are never run again.
 
     A picture is patched once for all questions about the same two pictures, and its run stops at the keys and values of
-    the last layer. At the last slot of a site image tokens no longer reach the last token: the patched run is the clean
-    one. Small jobs run together, because a CPU is idle in small batches.
+    the last layer. What comes after them no longer reaches the last token: the patched run is the clean one. Small jobs
+    run together, because a CPU is idle in small batches.
     """
 
     unit, cost = "scenes", 3.0
 
     def __init__(self, vlm: VLM, pairs: Pairs, patches: Sequence[Patch], baseline: dict, progress: bool):
         super().__init__(vlm, pairs, baseline)
-        self.patches, self.end = patches, {patch.site: patch.site.slots(vlm.language)[-1] for patch in patches}
+        self.patches = patches
         self.couples, self.units = distinct_pictures(pairs)
-        self.places = [(patch.site, slot) for patch in patches for slot in patch.slots if slot < self.end[patch.site]]
-        self.places = list(dict.fromkeys(self.places))
+        self.places = list(dict.fromkeys((patch.site, slot) for patch in patches for slot in patch.slots))
         self.room = max(1, self.language.batch_size(pairs.clean.prompt.length) * 3 // 8)  # pictures that run together
 
     def batch(self, frame, units, parts):
@@ -216,12 +215,18 @@ class ImageTokensOfPairs(Route):
         jobs = [self._job(patch, asked, row_of) for patch in self.patches]
         for slot in sorted({slot for patch in self.patches for slot in patch.slots}):
             here = [job for job in jobs if slot in job.patch.slots]
-            for packed in _packed([job for job in here if slot < self.end[job.patch.site]], self.room):
+            for packed in _packed([job for job in here if self._reaches(job.patch.site, slot, seen)], self.room):
                 past = self._patched(frame, context, seen, packed, slot)
                 yield from self._answers(frame, asked, packed, slot, past)
-            ended = [job.patch.at(slot) for job in here if slot >= self.end[job.patch.site]]
+            ended = [job.patch.at(slot) for job in here if not self._reaches(job.patch.site, slot, seen)]
             for each in asked if ended else ():
                 yield each.rows, [(columns, each.clean.last) for columns in ended]
+
+    def _reaches(self, site: Site, slot: int, seen: dict) -> bool:
+        """Whether image tokens at a place reach the last token; `seen` are those that came before the run ended."""
+        if (site, slot) not in seen and slot < len(self.language.layers) - 1:
+            raise UserError(f"The site {site.name} is not computed in layer {slot}: name a module that is.")
+        return (site, slot) in seen
 
     def _reader(self, site: Site, slot: int, first: int, seen: dict):
         def visit(tensor: Tensor) -> Tensor:
@@ -231,7 +236,7 @@ class ImageTokensOfPairs(Route):
         return site.hook(self.language, slot, visit)
 
     def _job(self, patch: Patch, asked: list[Asked], row_of: np.ndarray) -> PatchedPictures:
-        pairs = np.concatenate([self.pairs.numbers[each.rows] for each in asked])
+        pairs = np.concatenate([each.rows for each in asked])
         units = np.concatenate([each.unit for each in asked])
         keys = [(int(unit), patch.edit.key(int(pair))) for unit, pair in zip(units, pairs, strict=True)]
         number = {key: k for k, key in enumerate(dict.fromkeys(keys))}
@@ -376,7 +381,7 @@ class Knockout(Route):
             before = clean.keys.first(length - 1)
             yield rows, [(self.baseline("clean"), clean.last)]
             for name, tokens in self.token_sets.items():
-                hidden = frame.image[token_set(tokens, self.pairs.numbers[rows])].expand(len(rows), -1)
+                hidden = frame.image[token_set(tokens, rows)].expand(len(rows), -1)
                 for span in self.spans:
                     stream, cut = clean.hidden[span.start], blind(hidden, span, length)
                     last = self.language.run(group.plan, stream, span.start, length - 1, before, mask=cut).last

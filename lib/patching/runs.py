@@ -46,11 +46,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Clean runs and, where there are any, their counterfactual runs; `numbers` are those of the pairs in a sweep."""
+    """Clean runs and, where there are any, their counterfactual runs."""
 
     clean: Run
     counterfactual: Run | None
-    numbers: np.ndarray
 
 
 def checked_slots(slots: Iterable[int] | None, known: range) -> list[int]:
@@ -121,12 +120,13 @@ def tokens_at(
     tokens attend to nothing behind it: to earlier tokens only, or, in families with attention in both directions within
     a picture, to the picture's own. So their states belong to the picture, and any question serves to obtain them.
     """
-    slots = checked_slots(slots, vlm.slots[:-1])
+    slots, width = checked_slots(slots, vlm.slots[:-1]), run.images.shape[-1]  # without inputs of later layers' own
     out = {slot: torch.full_like(run.images[:, chosen], torch.nan) for slot in slots}
 
     def work(frame, pictures, groups):
         context = vlm.language.prefill(frame, pick(run.images, pictures), capture=slots, at=slice(frame.first, None))
-        yield pictures, {slot: context.hidden[slot][:, (frame.image - frame.first)[chosen]] for slot in slots}
+        at = (frame.image - frame.first)[chosen]
+        yield pictures, {slot: context.hidden[slot][:, at, :width] for slot in slots}
 
     for pictures, states in vlm.language.each(run.prompt, run.index, work):
         for slot, state in states.items():

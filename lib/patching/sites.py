@@ -30,7 +30,7 @@ class Site:
     head: int | None = None
 
     def slots(self, language: LanguageModel) -> range:
-        """The slots (layers) it has. Patching image tokens at the last of them cannot change the answer."""
+        """The slots (layers) it has."""
         return range(len(language.layers))
 
     def hook(self, language: LanguageModel, slot: int, visit: Callable[[Tensor], Tensor]) -> Registration:

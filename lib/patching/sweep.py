@@ -39,10 +39,10 @@ def run_pairs(
     if len(table.ids) != len(clean) or (counterfactual is not None and len(counterfactual) != len(clean)):
         raise UserError("A sweep needs one counterfactual run and one row of candidates per clean run.")
     if not len(clean):
-        return table.finish([])
+        raise UserError("A sweep needs at least one pair.")
 
     def whole():
-        taken = route(Pairs(clean, counterfactual, np.arange(len(clean))))
+        taken = route(Pairs(clean, counterfactual))
 
         def work(frame, units, parts):  # all rows of a pair belong to one batch
             pairs = np.concatenate([group.rows[part].numpy() for group, part, _ in parts])
@@ -218,6 +218,8 @@ def amplification_sweep(
     enhancement.Change}. A picture is amplified once for all questions about it with one key (say, with the options in
     both orders).
     """
+    if vlm.language.wide_because:
+        raise UserError(f"Image tokens of {vlm.name} cannot be amplified at one slot: {vlm.language.wide_because}.")
     slots, alphas = tuple(checked_slots([slot], vlm.slots[:-1])), [float(alpha) for alpha in alphas]
     patches = [
         Patch(f"{name} {alpha}", Amplification(change, alpha), RESIDUAL, slots, {"edit": name, "alpha": alpha})

@@ -59,7 +59,7 @@ def signs(study: Study, seed: int) -> list[tuple]:
     table = answers(study)
     table = table.assign(sign=(np.sign(table["order"]) + 1) / 2)
     return [
-        row("sign", "", axis, statistics.mean(cell["sign"], units=cell["pair"], seed=seed))
+        row("sign", "", axis, statistics.mean(cell["sign"], units=cell["couple"], seed=seed))
         for axis, cell in table.groupby("orientation", sort=False)
     ]
 
@@ -68,7 +68,8 @@ def effects(study: Study, seed: int) -> list[tuple]:
     """Effects of the rivals' own edits at slot 0, where the mirror picture makes a difference to the answer."""
     rows = []
     for axis, cell in fingerprint.sweep(study, RIVALS.values()).groupby("orientation", sort=False):
-        if statistics.mean(fingerprint.moved_at_start(cell)["between"], seed=seed).low > 0:
+        wide = fingerprint.moved_at_start(cell)
+        if statistics.mean(wide["between"], wide["couple"], seed=seed).low > 0:
             rows += [row("effect", rival, axis, fingerprint.rival(cell, rival, seed=seed)) for rival in RIVALS]
     return rows
 

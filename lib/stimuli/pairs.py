@@ -47,6 +47,14 @@ class Pair:
         return self.clean.orientation
 
     @property
+    def couple(self) -> str:
+        """Both lines of entities, in either order and wherever they stand: the same for all pairs about the same two
+        pictures, whichever is the clean one and whatever is asked. Such pairs are not independent, and intervals
+        resample them together."""
+        lines = (", ".join(map(str, item.entities)) for item in (self.clean, self.counterfactual))
+        return f"{self.orientation}: {' | '.join(sorted(lines))}"
+
+    @property
     def split(self) -> str:
         return "test" if self.clean.split == self.counterfactual.split == "test" else "train"
 
@@ -82,7 +90,8 @@ def last_token_pairs(setting: str, grid: Grid, n: int = 50, seed: int = 0, **opt
 def mirrored_pairs(setting: str, grid: Grid, n: int = 50, seed: int = 0, **options) -> list[Pair]:
     """Clean picture (t0, t1, t2), counterfactual its mirror (t2, t1, t0), the same question (PROTOCOL.md 4).
 
-    n pairs per direction, no two of which show the same two pictures. Candidates: t0 (clean), t2 (counterfactual), t1
+    n pairs per direction, no two of which show the same two pictures; those of opposite directions can (`Pair.couple`).
+    Candidates: t0 (clean), t2 (counterfactual), t1
     (reference). Options: directions (default all four); shift (rows, columns) in tokens; photographs for random
     backgrounds, one per pair; objects, a folder of other pictures; split, "test" or "train", to draw only such pairs.
     A UserError if there are fewer than n different pairs.

@@ -112,6 +112,8 @@ class DerivedPrompts(PromptWriter):
 class DerivedLanguage(LanguageModel):
     """Embeddings, layers, final norm and head, by the paths of a derived record."""
 
+    additive = False
+
     def __init__(self, model, encoder: DerivedEncoder, image_id: int):
         self.model, self.base, self.family = model, getattr(model, "model", model), encoder.family
         self.encoder, self.wiring = encoder, encoder.wiring
@@ -125,6 +127,7 @@ class DerivedLanguage(LanguageModel):
         self.width = model.get_input_embeddings().weight.shape[1]
         share = getattr(self.text.config, "hidden_size_per_layer_input", 0) if self.wiring.own_input else 0
         self.later = LaterInputs(self.width, self.wiring.added, self.wiring.own_input, share)
+        self.wide_because = "the picture enters its later layers, too" if share or self.wiring.added else None
         whole = self.plain_because is not None
         self.layers = torch.nn.ModuleList(
             DerivedLayer(own, i, self.later, whole) for i, own in enumerate(self.own_layers)

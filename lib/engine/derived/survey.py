@@ -55,8 +55,8 @@ Columns: *image tokens*, constant ones are the same for every picture (line brea
 has more than one into the language model, patches take all of them together: the vector of a token is the residual
 stream followed by what later layers add to it or are given for it. *Runs*: continued runs keep keys and values; plain
 ones compute every token again, which is exact and saves nothing. *Difference*: the largest of all
-contracts. *Not possible*: what cannot be done with this type; other image positions (`with_positions`), which need a
-written record, cannot be had with any and are not listed.
+contracts. *Not possible*: what cannot be done with this type; other image positions (`with_positions`) and components
+(`lib/analysis/components.py`), which need a written record, cannot be had with any and are not listed.
 """
 COLUMNS = "| type | image tokens | route of the picture | positions | runs | contracts | difference | not possible |"
 NAMED = {
@@ -124,7 +124,7 @@ def describe(vlm: DerivedVLM, table: pd.DataFrame) -> Row:
     )
     notes = [] if vlm.encoder.closed is None else [f"patches inside the encoder: {vlm.encoder.closed}"]
     notes += ["sites inside layers, attention knockout and scaling"] if plain else []
-    notes += ["amplification, components"] if wiring.added or wiring.own_input else []
+    notes += ["amplification"] if vlm.language.wide_because else []
     for row in table[~table["holds"]].itertuples():
         notes.append(f"contract {row.contract[0]} ({row.reason or format(row.difference, '.0e')})")
     return Row(vlm.name, "passes" if table["holds"].all() else "fails", cells, "; ".join(notes))
