@@ -128,7 +128,7 @@ def paper() -> str:
     table = fingerprint()
     edit = table["effect"]
     return (
-        f"- **In `{DEFAULT}` strips from the mirror picture move the answer and objects alone hardly do, as in the paper; but exchanging the strips' background *within* the picture does nothing.** From the mirror picture, strips move it {both(edit[2])} of the way (edit 2; left-right, above-below; {table['n'].min()} pairs of pictures or more, fewer in the table), objects alone {both(edit[1])} (edit 1), the strips' background {both(edit[3])} (edit 3), all background {both(edit[5])} (edit 5); all leave {decimals(table['on_the_two'].min())} or more on the two candidates. "
+        f"- **In `{DEFAULT}` strips from the mirror picture move the answer and objects alone hardly do, as in the paper; but exchanging the strips' background *within* the picture does nothing.** From the mirror picture, strips move it {both(edit[2])} of the way (edit 2; left-right, above-below; {table['n'].min()} pairs or more, fewer in the table), objects alone {both(edit[1])} (edit 1), the strips' background {both(edit[3])} (edit 3), all background {both(edit[5])} (edit 5); all leave {decimals(table['on_the_two'].min())} or more on the two candidates. "
         f"Exchanged within the picture, strips' background should flip the answer if it told which strip is which: {both(edit[9].abs())} (edit 9). Not excluded: a strip code tied to the object on the strip. "
         f"Winning is not being needed: with an empty canvas's background {both(emptied('correct'))} stay correct{confused()}."
     )
