@@ -82,4 +82,6 @@ def test_answers_that_go_to_other_words_are_told(monkeypatch, left, said):
     monkeypatch.setattr(record, "table", made)
     monkeypatch.setattr(record, "models", lambda: ["reference", "qwen_style"])
     assert said in findings.answers_kept(findings.answers_left())
-    assert f"[0.00 and {1 - left:.2f}]" in findings.together_only(["reference", "qwen_style"])
+    together = findings.together_only(["reference", "qwen_style"])
+    assert f"crossed objects (edit 1) move it 0.50 and 0.50 [0.00 and {1 - left:.2f}] of the way" in together
+    assert together.count("[0.00 and 0.00]") == 2 and together.endswith("in brackets what goes to other words")

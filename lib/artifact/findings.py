@@ -314,12 +314,13 @@ def sources() -> str:
         cells = []
         for axis in AXES:
             own = table.loc[(model, axis), list(RIVALS)].sort_values(ascending=False)
+            unclear = {rival for rival in own.index if (model, axis, rival) in lost}
             said = {
-                rival: f"{rival} {decimals(value)}{DAGGER if (model, axis, rival) in lost else ''}"
+                rival: f"{rival} {decimals(value)}{DAGGER if rival in unclear else ''}"
                 for rival, value in own.items()
                 if value >= 0.05
             }
-            wins = {rival for rival in said if lows.loc[(model, axis), rival] > 0.5 and DAGGER not in said[rival]}
+            wins = {rival for rival in said if lows.loc[(model, axis), rival] > 0.5} - unclear
             bold = [f"**{x}**" if rival in wins else x for rival, x in said.items()]
             cells.append(", ".join(bold) or "none")
         kept = [decimals(left.loc[(model, axis), "accuracy"]) if (model, axis) in left.index else "" for axis in AXES]
